@@ -1,0 +1,33 @@
+# Everything a fresh machine needs: Python >= 3.10 with venv, pip and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/.runtime  ## restore the embedded sample clip with shipped weights; pictures and a video in demo/
+	$(BIN)/python -m restore.demo
+
+test: lint $(VENV)/.dev  ## lint, type check, test suite
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.runtime: requirements.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+# basicsr and torchvision are referees of the tests; installed so that they pull in no second torch
+$(VENV)/.dev: requirements-dev.txt $(VENV)/.runtime
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps torchvision==0.28.0
+	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation basicsr==1.4.2
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo results .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,35 @@
+"""What every network of `archs.ARCHS` takes, gives and declares."""
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class VideoNet(nn.Module):
+    """A network that restores clips: float RGB in [0, 1], (B, T, 3, h, w) -> (B, U, 3, scale*h, scale*w).
+
+    Subclasses set the four attributes, take plain keyword arguments and implement `forward`. The streamer
+    (`restore.stream`) obeys them: it pads sizes, cuts windows and undoes both.
+    """
+
+    scale: int = 1  # H = scale * h
+    time_scale: int = 1  # U = (T - 1) * time_scale + 1
+    multiple_of: int = 1  # h and w must divide by it
+    min_frames: int = 1  # least T
+
+    def frames_out(self, frames_in: int) -> int:
+        """How many frames come out of ``frames_in``."""
+        return (frames_in - 1) * self.time_scale + 1
+
+    def check_clip(self, clip: Float[Tensor, "b t 3 h w"]) -> None:
+        """Raise ValueError, naming the rule, for a clip this network cannot take."""
+        frames, channels, height, width = clip.shape[1:]
+        name = type(self).__name__
+        if channels != 3:
+            raise ValueError(f"{name} takes RGB clips (B, T, 3, h, w), not {tuple(clip.shape)}")
+        if frames < self.min_frames:
+            raise ValueError(f"{name} needs at least {self.min_frames} frames, not {frames}")
+        if height % self.multiple_of or width % self.multiple_of:
+            raise ValueError(
+                f"{name} needs height and width divisible by {self.multiple_of}, not {height}x{width}; "
+                "restore.stream pads and crops by itself"
+            )

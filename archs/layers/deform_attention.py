@@ -1,0 +1,105 @@
+"""STDFA: spatial-temporal deformable feature aggregation (STDAN, Wang et al., 2022).
+
+Every frame asks every other frame: at each pixel nine deformable taps of the other frame are compared with the
+query, the best `top_k` of them form its answer, and a softmax over frames weighs the answers.
+
+Exact savings over the published program (same numbers to rounding): offsets and modulation are computed once a pair
+for keys and values; the pair's first convolution is split into a query and a key half, computed once a frame; the
+frame weight is formed from the chosen relevances; values are sampled at the chosen taps only.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from archs.layers.blocks import conv3x3, lrelu
+from archs.layers.deform import DeformOffsets, deform_dot, deform_sum, warp
+from archs.layers.motion_prior import FrameMotion
+
+
+class DeformableAttention(nn.Module):
+    """Aggregate over time: (B, T, C, h, w) -> (B, T, C, h, w), the residual included.
+
+    ``radius`` limits the sources of a frame to its nearest neighbours in time (None: all other frames, as published).
+    """
+
+    def __init__(
+        self, channels: int, embed_dim: int, groups: int, *, top_k: int = 2, radius: int | None = None
+    ) -> None:
+        super().__init__()
+        if embed_dim % groups:
+            raise ValueError(f"embed_dim={embed_dim} does not divide by deform_groups={groups}")
+        if not 1 <= top_k <= 9:
+            raise ValueError(f"top_k={top_k} is not within 1..9, the taps of a 3x3 grid")
+        self.top_k, self.radius = top_k, radius
+        self.embed = conv3x3(channels, embed_dim)
+        self.query = nn.Linear(embed_dim, embed_dim)
+        self.key = nn.Linear(embed_dim, embed_dim)
+        self.value = nn.Linear(embed_dim, embed_dim)
+        self.pair = conv3x3(2 * embed_dim, embed_dim)
+        self.refine = conv3x3(embed_dim, embed_dim)
+        self.offsets = DeformOffsets(embed_dim, groups)
+        self.project = conv3x3(embed_dim, channels)
+
+    def forward(
+        self, features: Float[Tensor, "b t c h w"], motion: FrameMotion | None = None
+    ) -> Float[Tensor, "b t c h w"]:
+        """Each frame plus what it gathers from the others; ``motion``, if known, is where sampling starts."""
+        b, t = features.shape[:2]
+        embedded = self.embed(features.flatten(0, 1)).permute(0, 2, 3, 1)
+        query, key, value = (
+            linear(embedded).permute(0, 3, 1, 2).unflatten(0, (b, t)) for linear in (self.query, self.key, self.value)
+        )
+        halves = self._pair_halves(query, key)
+        # one tensor a frame: slicing would make the backward pass add up T tensors of all frames
+        queries, keys, values, query_halves, key_halves = (x.unbind(1) for x in (query, key, value, *halves))
+        gathered = []
+        for j in range(t):
+            sources = [i for i in range(t) if i != j and (self.radius is None or abs(i - j) <= self.radius)]
+            flow = None if motion is None else motion.between(j, sources)
+            key_j, value_j, seen = (torch.stack([x[i] for i in sources], dim=1) for x in (keys, values, key_halves))
+            pair = query_halves[j][:, None] + (seen if flow is None else _warp_each(seen, flow))
+            gathered.append(self._gather(queries[j], key_j, value_j, pair, flow))
+        aggregated = torch.stack(gathered, dim=1).flatten(0, 1)
+        return self.project(aggregated).unflatten(0, (b, t)) + features
+
+    def _pair_halves(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """The convolution of cat[query, key] as a sum of two, each computed once a frame."""
+        weight_q, weight_k = self.pair.weight.chunk(2, dim=1)
+        frames = query.shape[:2]
+        of_query = F.conv2d(query.flatten(0, 1), weight_q, self.pair.bias, padding=1).unflatten(0, frames)
+        of_key = F.conv2d(key.flatten(0, 1), weight_k, padding=1).unflatten(0, frames)
+        return of_query, of_key
+
+    def _gather(
+        self,
+        query: Float[Tensor, "b e h w"],
+        keys: Float[Tensor, "b s e h w"],
+        values: Float[Tensor, "b s e h w"],
+        pair: Float[Tensor, "b s e h w"],
+        flow: Float[Tensor, "b s 2 h w"] | None,
+    ) -> Float[Tensor, "b e h w"]:
+        """What one frame gathers from its s sources: a softmax over them of their best taps."""
+        b, s = keys.shape[:2]
+        guide = lrelu(self.refine(lrelu(pair).flatten(0, 1)))
+        displacement, modulation = self.offsets(guide, None if flow is None else flow.flatten(0, 1))
+        queries = query[:, None].expand(b, s, *query.shape[1:]).flatten(0, 1)
+        relevance = deform_dot(keys.flatten(0, 1), queries, displacement, modulation)  # (B*S, 9, h, w)
+        best, taps = relevance.topk(self.top_k, dim=1)
+        share = best.softmax(1)
+        chosen = deform_sum(
+            values.flatten(0, 1), _pick(displacement, taps), _pick(modulation, taps) * share[:, None]
+        )
+        weight = (share * best).sum(1).unflatten(0, (b, s)).softmax(1)  # (B, S, h, w)
+        return (weight[:, :, None] * chosen.unflatten(0, (b, s))).sum(1).to(query.dtype)
+
+
+def _pick(x: Float[Tensor, "b g 9 *rest"], taps: Int[Tensor, "b k h w"]) -> Float[Tensor, "b g k *rest"]:
+    """The chosen taps of every group."""
+    index = taps[:, None] if x.ndim == 5 else taps[:, None, :, None]
+    return x.gather(2, index.expand(*x.shape[:2], taps.shape[1], *x.shape[3:]))
+
+
+def _warp_each(x: Float[Tensor, "b s c h w"], flow: Float[Tensor, "b s 2 h w"]) -> Float[Tensor, "b s c h w"]:
+    return warp(x.flatten(0, 1), flow.flatten(0, 1)).unflatten(0, x.shape[:2])

@@ -1,0 +1,1 @@
+"""Everything around the networks: data, training, evaluation, restoring video."""

@@ -1,0 +1,106 @@
+"""python -m restore.demo: restore the embedded sample clip and show what it gives.
+
+Writes a folder with the low-resolution input, a picture and a video that compare input, baseline, restored and true
+frames, and prints the PSNR-Y of both methods.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from archs import VideoNet
+from restore.checkpoint import load_network
+from restore.degrade import quantize
+from restore.evaluation import BASELINE, MemoryTruth, bicubic_average, network_restorer, score_clip, table
+from restore.jobs import DEFAULT_MODEL
+from restore.memory import keep_freed_memory
+from restore.sample import low_resolution, sample_clip
+from restore.stream import restore_clip
+from restore.writers import VideoWriter, write_image
+
+FRAMES, HEIGHT, WIDTH, FPS = 31, 256, 448, 25
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Make the demo; 2 for bad input, with one line that says why."""
+    parser = argparse.ArgumentParser(prog="python -m restore.demo", description="Restore the embedded sample clip.")
+    parser.add_argument("-o", "--output", type=Path, default=Path("demo"), help="folder to write (default: demo)")
+    parser.add_argument("-m", "--model", default=DEFAULT_MODEL, help="shipped model or file (default: %(default)s)")
+    arguments = parser.parse_args(argv)
+    try:
+        run(arguments.output, load_network(arguments.model))
+    except ValueError as error:
+        print(f"restore.demo: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def run(folder: Path, network: VideoNet) -> None:
+    """Degrade, restore, score and show the sample clip in ``folder``."""
+    keep_freed_memory()
+    truth = sample_clip(FRAMES, HEIGHT, WIDTH)
+    lq = low_resolution(truth, scale=network.scale, time_scale=network.time_scale)
+    for i, frame in enumerate(lq):
+        write_image(folder / "input" / f"{network.time_scale * i:08d}.png", frame)
+    frames = restore_clip(network, lq)
+    restored = torch.stack(list(tqdm(frames, "restoring", len(truth), unit=" frames", disable=not sys.stderr.isatty())))
+    baseline = quantize(bicubic_average(lq, network.scale))
+    write_image(folder / "comparison.png", comparison(lq, baseline, restored, truth, at=(13, 22)))
+    with VideoWriter(folder / "comparison.mp4", FPS, crf=12) as writer:
+        for left, right in zip(baseline, restored, strict=True):
+            writer.write(side_by_side({"bicubic + average": left, "restored": right}))
+    methods = {BASELINE: bicubic_average, "restored": network_restorer(network, torch.device("cpu"))}
+    print(table(score_clip(MemoryTruth(truth, "sample clip"), methods)))
+    print(f"written: {folder}/comparison.png, {folder}/comparison.mp4, {folder}/input/")
+    print(f"next: python -m restore {folder}/input -o {folder}/output")
+
+
+def comparison(
+    lq: Tensor, baseline: Tensor, restored: Tensor, truth: Tensor, *, at: tuple[int, ...]
+) -> Float[Tensor, "3 h w"]:
+    """A sheet: for each output frame of ``at`` a row of input (nearest), baseline, restored, truth, cropped x2."""
+    rows = []
+    for i in at:
+        height, width = truth.shape[2:]
+        nearest = F.interpolate(lq[i // 2][None], size=(height, width), mode="nearest")[0]
+        kind = "synthesised" if i % 2 else "input time"
+        parts = {
+            f"input {i // 2}" + (" (the one before)" if i % 2 else ""): nearest,
+            f"bicubic + average, {kind}": baseline[i],
+            "restored": restored[i],
+            "truth": truth[i],
+        }
+        centre = (slice(height // 4, 3 * height // 4), slice(width // 4, 3 * width // 4))
+        rows.append(side_by_side({name: _twice(frame[:, centre[0], centre[1]]) for name, frame in parts.items()}))
+    return torch.cat(rows, dim=1)
+
+
+def side_by_side(parts: dict[str, Float[Tensor, "3 h w"]]) -> Float[Tensor, "3 h w2"]:
+    """Frames of one size next to each other, each under its name."""
+    return torch.cat([_captioned(frame, name) for name, frame in parts.items()], dim=2)
+
+
+def _captioned(frame: Tensor, text: str, bar: int = 24) -> Tensor:
+    """The frame under a dark bar with its name; two columns of the bar's colour keep neighbours apart."""
+    height, width = frame.shape[1:]
+    canvas = np.full((height + bar, width, 3), 24, dtype=np.uint8)
+    canvas[bar:] = (frame.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+    canvas[:, -2:] = 24
+    cv2.putText(canvas, text, (8, 17), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (235, 235, 235), 1, cv2.LINE_AA)
+    return torch.from_numpy(canvas).permute(2, 0, 1).float() / 255
+
+
+def _twice(frame: Tensor) -> Tensor:
+    return F.interpolate(frame[None], scale_factor=2, mode="nearest")[0]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

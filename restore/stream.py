@@ -1,0 +1,259 @@
+"""Windows in time, tiles in space: clips of any length and size through a network, in bounded memory.
+
+    for frame in restore_clip(net, clip, tile=256): ...
+
+In time, a network sees `window` frames, and neighbouring windows share some. In space, it sees a frame padded to sizes
+that it takes, or tiles of that which overlap and are blended. Memory depends on window, tile and frame size, never on
+the length of the clip.
+
+A frame is float32 RGB, (3, h, w), in [0, 1]. Letters in shapes: T frames in, U frames out, h w sizes in, H W sizes out.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from archs import VideoNet
+
+PADDINGS = ("reflect", "zero")
+PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def restore_clip(
+    net: VideoNet,
+    frames: Iterable[Float[Tensor, "3 h w"]],
+    *,
+    window: int = 4,
+    temporal_overlap: int = 1,
+    tile: int | None = None,
+    tile_overlap: int = 16,
+    slowmo: int | None = None,
+    padding: str = "reflect",
+    device: str | torch.device | None = None,
+    precision: str = "fp32",
+) -> Iterator[Float[Tensor, "3 H W"]]:
+    """Restored frames, float32 on the CPU, clamped to [0, 1], in order of time; T frames give `net.frames_out(T)`.
+
+    `window` input frames go through `net` (in eval mode) at once, and neighbouring windows share `temporal_overlap`. Of
+    one shared frame the first result stays, as in the published evaluation; several are cross-faded linearly. The last
+    window moves back to end with the clip; results already given stay. `slowmo=1` leaves out the frames between the
+    inputs. With `device`, the network is moved there first. The rest is as in `restore_window`.
+
+    ValueError at once for arguments that do not fit each other or the network; ValueError while iterating for a clip
+    shorter than `net.min_frames`. At most `window` frames are taken beyond those whose results have been given.
+    """
+    factor = net.time_scale if slowmo is None else slowmo
+    _check_time(net, window, temporal_overlap, factor)
+    _check_space(net, tile, tile_overlap, padding, precision)
+    if device is not None:
+        net = net.to(device)
+
+    def restore(clip: Tensor) -> Tensor:
+        restored = restore_window(net, clip, tile=tile, tile_overlap=tile_overlap, padding=padding, precision=precision)
+        return restored[:: net.time_scale // factor].clamp(0, 1).cpu()
+
+    windows = _windows(frames, window, temporal_overlap, net.min_frames)
+    return _joined(windows, restore, factor=factor, overlap=temporal_overlap)
+
+
+def restore_window(
+    net: VideoNet,
+    frames: Float[Tensor, "t 3 h w"],
+    *,
+    tile: int | None = None,
+    tile_overlap: int = 16,
+    padding: str = "reflect",
+    precision: str = "fp32",
+) -> Float[Tensor, "u 3 H W"]:
+    """One network call on frames of any size: pad, cut into tiles, restore, blend, crop; float32, not clamped.
+
+    `tile` is the side of a tile in input pixels (rounded up to `net.multiple_of`), None for whole frames; neighbours
+    share `tile_overlap` pixels, over which they are blended. `padding` ("reflect" or "zero") is what is put at the
+    bottom and the right of sizes that the network does not take. `precision` is "fp32", or "bf16" or "fp16" for
+    autocast. Tiles are moved to the device of `net` one at a time; the result is where `frames` are. ValueError for
+    arguments that do not fit.
+    """
+    _check_space(net, tile, tile_overlap, padding, precision)
+    padded, crop = pad_to(frames, net.multiple_of, padding)
+    height, width = padded.shape[-2:]
+    side = max(height, width) if tile is None else _round_up(tile, net.multiple_of)
+    rows, columns = spans(height, side, tile_overlap), spans(width, side, tile_overlap)
+    # Made outside inference mode, so that whoever gets it may do with it what they like.
+    restored = padded.new_zeros(
+        net.frames_out(len(frames)), 3, height * net.scale, width * net.scale, dtype=torch.float32
+    )
+    for (top, bottom), down in zip(rows, _feathers(rows, tile_overlap, net.scale), strict=True):
+        for (left, right), across in zip(columns, _feathers(columns, tile_overlap, net.scale), strict=True):
+            weight = (down[:, None] * across).to(restored.device)  # (H, W) of the tile
+            part = _call(net, padded[..., top:bottom, left:right], precision).to(restored.device)
+            area = restored[..., top * net.scale : bottom * net.scale, left * net.scale : right * net.scale]
+            area.addcmul_(part, weight)  # no copy in between: these are the largest tensors there are
+    return crop(restored, net.scale)
+
+
+def spans(length: int, size: int, overlap: int) -> list[tuple[int, int]]:
+    """Pieces (start, stop) of `size` that cover 0 .. length, neighbours sharing `overlap`.
+
+    The last one is moved back to end at `length`, so that it shares more; a short length is one piece. ValueError
+    unless 0 <= overlap < size, which a single piece does not need.
+    """
+    if length <= size:
+        return [(0, length)]
+    if not 0 <= overlap < size:
+        raise ValueError(f"pieces of {size} cannot share {overlap}: the overlap must be at least 0 and below the size")
+    starts = [*range(0, length - size, size - overlap), length - size]
+    return [(start, start + size) for start in starts]
+
+
+def pad_to(
+    x: Float[Tensor, "t c h w"], multiple: int, mode: str = "reflect"
+) -> tuple[Float[Tensor, "t c h2 w2"], Callable[[Tensor, int], Tensor]]:
+    """`x` padded at the bottom and the right until its sizes divide by `multiple`, and what undoes it.
+
+    `crop(y, scale)` cuts the padding off a result that is `scale` times as large. `mode` is "reflect", which repeats
+    the edge where a size is too small to be reflected, or "zero", as in the published evaluation; else ValueError.
+    """
+    _check_padding(mode)
+    height, width = x.shape[-2:]
+    padded = x
+    for size, place in ((width, 0), (height, 2)):
+        extra = -size % multiple
+        if not extra:
+            continue
+        pads = [0, 0, 0, 0]
+        pads[place + 1] = extra
+        how = "constant" if mode == "zero" else "reflect" if extra < size else "replicate"
+        padded = functional.pad(padded, pads, mode=how)
+
+    def crop(y: Tensor, scale: int = 1) -> Tensor:
+        return y[..., : height * scale, : width * scale]
+
+    return padded, crop
+
+
+def resolve_precision(precision: str, device: str | torch.device) -> str:
+    """`precision`, with "auto" turned into the fastest that the device computes without harm: bf16, fp16 or fp32.
+
+    ValueError for a name that is neither "auto" nor one of `PRECISIONS`.
+    """
+    kind = torch.device(device).type
+    if precision != "auto":
+        _check_precision(precision, "auto")
+        return precision
+    if kind == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    # Private, hence guarded: without these units bf16 is emulated and slower than fp32.
+    units = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    if kind == "cpu" and any(hasattr(torch.cpu, unit) and getattr(torch.cpu, unit)() for unit in units):
+        return "bf16"
+    return "fp32"
+
+
+def _joined(
+    windows: Iterable[tuple[int, Tensor]], restore: Callable[[Tensor], Tensor], *, factor: int, overlap: int
+) -> Iterator[Tensor]:
+    """The results of (first frame, window) pairs as one sequence; input frame n is result n * factor."""
+    shared = (overlap - 1) * factor + 1 if overlap > 1 else 0  # results that are held back to be cross-faded
+    held: Tensor | None = None
+    known = 0  # results so far, those held back included
+    for start, clip in windows:
+        results = restore(clip)  # (U, 3, H, W)
+        end = start * factor + len(results)
+        results = results[known - start * factor - (shared if known else 0) :]
+        if held is not None and shared:
+            results[:shared] = _cross_fade(held, results[:shared])
+        known = end
+        ready = len(results) - shared
+        yield from results[: max(ready, 0)]
+        held = results[max(ready, 0) :]
+    if held is not None:
+        yield from held
+
+
+def _cross_fade(old: Float[Tensor, "n 3 H W"], new: Float[Tensor, "n 3 H W"]) -> Float[Tensor, "n 3 H W"]:
+    weight = torch.arange(1, len(new) + 1, dtype=new.dtype) / (len(new) + 1)
+    return torch.lerp(old, new, weight[:, None, None, None])
+
+
+def _windows(frames: Iterable[Tensor], size: int, overlap: int, least: int) -> Iterator[tuple[int, Tensor]]:
+    """(number of the first frame, (T, 3, h, w)), placed as `spans` places pieces, with no more read than is needed."""
+    source = iter(frames)
+    clip = list(islice(source, size))
+    if len(clip) < least:
+        raise ValueError(f"{len(clip)} frame{'s' * (len(clip) != 1)}, but the network needs at least {least}")
+    start = 0
+    if clip:
+        yield start, torch.stack(clip)
+    while fresh := list(islice(source, size - overlap)):
+        clip = (clip + fresh)[-size:]
+        start += len(fresh)
+        yield start, torch.stack(clip)
+
+
+def _call(net: VideoNet, clip: Float[Tensor, "t 3 h w"], precision: str) -> Float[Tensor, "u 3 H W"]:
+    parameter = next(net.parameters(), None)
+    device = clip.device if parameter is None else parameter.device
+    dtype = PRECISIONS[precision]
+    with torch.inference_mode(), torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+        return net(clip.to(device)[None])[0].float()
+
+
+def _feathers(parts: list[tuple[int, int]], overlap: int, scale: int) -> list[Tensor]:
+    """Weights of the pieces of one axis, `scale` times as long, that rise and fall over the overlaps and sum to 1."""
+    end = parts[-1][1]
+    total = torch.zeros(end * scale)
+    weights = []
+    for start, stop in parts:
+        rise = torch.arange(1, (stop - start) * scale + 1) / (overlap * scale + 1)
+        weight = torch.ones_like(rise)
+        if start > 0:
+            weight = torch.minimum(weight, rise)
+        if stop < end:
+            weight = torch.minimum(weight, rise.flip(0))
+        total[start * scale : stop * scale] += weight
+        weights.append(weight)
+    return [weight / total[start * scale : stop * scale] for (start, stop), weight in zip(parts, weights, strict=True)]
+
+
+def _round_up(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
+
+
+def _check_time(net: VideoNet, window: int, overlap: int, factor: int) -> None:
+    name = type(net).__name__
+    if factor not in (1, net.time_scale):
+        possible = " or ".join(str(n) for n in sorted({1, net.time_scale}))
+        raise ValueError(f"slowmo={factor} is not what {name} gives: {possible}")
+    if window < net.min_frames:
+        raise ValueError(f"window={window}, but {name} needs at least {net.min_frames} frames at once")
+    least = 1 if net.time_scale > 1 else 0  # without a shared frame nobody restores the gap between two windows
+    if not least <= overlap < window:
+        raise ValueError(
+            f"temporal_overlap={overlap} does not fit: with {name} and window={window} it is {least} to {window - 1}"
+        )
+
+
+def _check_space(net: VideoNet, tile: int | None, overlap: int, padding: str, precision: str) -> None:
+    _check_padding(padding)
+    _check_precision(precision)
+    if tile is None:
+        return
+    if tile < 1:
+        raise ValueError(f"tile={tile} is no size in pixels; None is for whole frames")
+    side = _round_up(tile, net.multiple_of)
+    if not 0 <= overlap < side:
+        raise ValueError(f"tile_overlap={overlap} does not fit: with tiles of {side} pixels it is 0 to {side - 1}")
+
+
+def _check_padding(padding: str) -> None:
+    if padding not in PADDINGS:
+        raise ValueError(f"padding={padding!r} is none of {', '.join(PADDINGS)}")
+
+
+def _check_precision(precision: str, *others: str) -> None:
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision={precision!r} is none of {', '.join((*others, *PRECISIONS))}")
