@@ -10,10 +10,10 @@ from functools import partial
 from typing import Literal
 
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from archs.contract import VideoNet
-from archs.layers.blocks import UPSAMPLERS, BicubicUpsample, conv3x3, interleave, lrelu, per_frame
+from archs.layers.blocks import UPSAMPLERS, BicubicUpsample, conv3x3, interleave, lrelu, per_frame, zero
 from archs.layers.deform_attention import DeformableAttention
 from archs.layers.feature_interpolation import FeatureInterpolation
 from archs.layers.motion_prior import CorrelationMotion, MiddleMotion
@@ -41,7 +41,7 @@ class STDAN(VideoNet):
         embed_dim: int = 72,
         heads: int = 6,
         window: int = 8,
-        mlp_ratio: float = 2,
+        mlp_ratio: float = 2.0,
         encoder_depths: tuple[int, ...] = (6, 6),
         decoder_depths: tuple[int, ...] = (6, 6, 6, 6, 6, 6),
         levels: int = 3,
@@ -68,7 +68,7 @@ class STDAN(VideoNet):
         self.motion = CorrelationMotion() if motion_prior else None
         self.skip = BicubicUpsample(self.scale) if skip else None
         if skip:  # training starts at the upscaled input, not at noise
-            nn.init.normal_(self.upsample.last.weight, std=0.01)
+            zero(self.upsample.last)
         self.multiple_of = max(window, 2 ** (levels - 1), 4 if motion_prior else 1)
 
     def forward(self, clip: Float[Tensor, "b t 3 h w"]) -> Float[Tensor, "b 2*t-1 3 4*h 4*w"]:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from shutil import get_terminal_size
 from time import perf_counter
 from typing import NoReturn
 
@@ -100,10 +101,10 @@ class _Progress:
 def _restore(job: Job, net: VideoNet, settings: dict, progress: _Progress, *, bar: bool) -> None:
     began = perf_counter()
     results = restore_clip(net, job.inputs(), **settings)
-    with (
-        tqdm(total=job.frames_out, desc=job.clip.name, unit=" frames", disable=not bar) as shown,
-        job.sink() as write,
-    ):
+    # Results come in bursts, a window at a time, so that only the mean rate tells something. Some terminals claim to
+    # have no columns; tqdm would show nothing there.
+    style = {"smoothing": 0, "ncols": get_terminal_size().columns, "disable": not bar}
+    with tqdm(total=job.frames_out, desc=job.clip.name, unit=" frames", **style) as shown, job.sink() as write:
         for frame in results:
             write(frame)
             progress.written += 1

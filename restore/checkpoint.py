@@ -68,7 +68,8 @@ def find_weights(name_or_path: str | os.PathLike[str]) -> Path:
 
 def build_network(network: Mapping[str, Any], path: Path) -> VideoNet:
     """The network that a file's metadata describes: ``{"type": name, **constructor arguments}``, random weights."""
-    arguments = dict(network)
+    # JSON has no tuples
+    arguments = {key: tuple(value) if isinstance(value, list) else value for key, value in network.items()}
     name = arguments.pop("type", None)
     if name not in ARCHS:
         raise CheckpointError(f"{path}: unknown architecture {name!r}; this version knows {', '.join(ARCHS)}")

@@ -24,7 +24,7 @@ from restore.jobs import DEFAULT_MODEL
 from restore.memory import keep_freed_memory
 from restore.sample import low_resolution, sample_clip
 from restore.stream import restore_clip
-from restore.writers import VideoWriter, write_image
+from restore.writers import FrameFolderWriter, VideoWriter, write_image
 
 FRAMES, HEIGHT, WIDTH, FPS = 31, 256, 448, 25
 
@@ -48,15 +48,16 @@ def run(folder: Path, network: VideoNet) -> None:
     keep_freed_memory()
     truth = sample_clip(FRAMES, HEIGHT, WIDTH)
     lq = low_resolution(truth, scale=network.scale, time_scale=network.time_scale)
-    for i, frame in enumerate(lq):
-        write_image(folder / "input" / f"{network.time_scale * i:08d}.png", frame)
+    with FrameFolderWriter(folder / "input") as writer:
+        for i, frame in enumerate(lq):
+            writer.write(f"{network.time_scale * i:08d}", frame)
     frames = restore_clip(network, lq)
     restored = torch.stack(list(tqdm(frames, "restoring", len(truth), unit=" frames", disable=not sys.stderr.isatty())))
     baseline = quantize(bicubic_average(lq, network.scale))
     write_image(folder / "comparison.png", comparison(lq, baseline, restored, truth, at=(13, 22)))
-    with VideoWriter(folder / "comparison.mp4", FPS, crf=12) as writer:
+    with VideoWriter(folder / "comparison.mp4", FPS, crf=12) as video:
         for left, right in zip(baseline, restored, strict=True):
-            writer.write(side_by_side({"bicubic + average": left, "restored": right}))
+            video.write(side_by_side({"bicubic + average": left, "restored": right}))
     methods = {BASELINE: bicubic_average, "restored": network_restorer(network, torch.device("cpu"))}
     print(table(score_clip(MemoryTruth(truth, "sample clip"), methods)))
     print(f"written: {folder}/comparison.png, {folder}/comparison.mp4, {folder}/input/")

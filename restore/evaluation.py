@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from statistics import fmean
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -45,6 +45,7 @@ WINDOW = 7
 BASELINE = "bicubic + average"
 
 
+@runtime_checkable
 class TruthClip(Protocol):
     """A clip of true frames with random access."""
 
@@ -178,6 +179,9 @@ def score_clip(
     scores = {name: ClipScore(truth.name, name) for name in methods}
     seconds = dict.fromkeys(methods, 0.0)
     done: set[int] = set()
+    folders = {name: images / name / truth.name for name in methods} if images else {}
+    for folder in folders.values():
+        folder.mkdir(parents=True, exist_ok=True)
     for window in protocol_windows(truth.length()):
         gt = _whole_pixels(truth.read(window.start, window.stop), scale)
         lq = quantize(imresize(gt[::2], Fraction(1, scale)))
@@ -190,8 +194,8 @@ def score_clip(
             values = psnr(restored[fresh], gt[fresh]).tolist(), ssim(restored[fresh], gt[fresh]).tolist()
             for i, db, similarity in zip(fresh, *values, strict=True):
                 scores[name].frames.append(FrameScore(window[i], bool(i % 2), db, similarity))
-                if images is not None:
-                    write_image(images / name / truth.name / f"{window[i]:08d}.png", restored[i])
+                if folders:
+                    write_image(folders[name] / f"{window[i]:08d}.png", restored[i])
     return [ClipScore(score.clip, score.method, score.frames, seconds[score.method]) for score in scores.values()]
 
 

@@ -216,6 +216,9 @@ def as_dict(options: Any) -> Any:
     """The resolved options as plain mappings and lists, for writing beside weights and comparing runs."""
     if isinstance(options, Component):
         return {key: as_dict(value) for key, value in options.describe().items()}
+    if isinstance(options, LoaderOptions):  # the data set's keys stand beside the loader's, as in the file
+        mine = {f.name: getattr(options, f.name) for f in dataclasses.fields(options) if f.name != "dataset"}
+        return {**as_dict(options.dataset), **as_dict(mine)}
     if dataclasses.is_dataclass(options) and not isinstance(options, type):
         return {f.name: as_dict(getattr(options, f.name)) for f in dataclasses.fields(options)}
     if isinstance(options, Mapping):

@@ -41,8 +41,8 @@ def per_frame(module: nn.Module, x: Float[Tensor, "b t ..."]) -> Float[Tensor, "
 
 
 def interleave(
-    inputs: Float[Tensor, "b t c h w"], between: Float[Tensor, "b t-1 c h w"]
-) -> Float[Tensor, "b 2*t-1 c h w"]:
+    inputs: Float[Tensor, "b t c h w"], between: Float[Tensor, "b gaps c h w"]
+) -> Float[Tensor, "b t+gaps c h w"]:
     """Frames in order of time: input 0, between 0|1, input 1, ..., the last input."""
     pairs = torch.stack([inputs[:, :-1], between], dim=2).flatten(1, 2)
     return torch.cat([pairs, inputs[:, -1:]], dim=1)

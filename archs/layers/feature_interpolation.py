@@ -62,7 +62,9 @@ class FeatureInterpolation(nn.Module):
         both = torch.cat([forward, backward], dim=2)  # (B, T-1, 2C, h, w)
         return self.fuse_directions(both.flatten(0, 1)).unflatten(0, both.shape[:2])
 
-    def _short_term(self, features: Tensor, motion: MiddleMotion | None) -> Float[Tensor, "2 b t-1 c h w"]:
+    def _short_term(
+        self, features: Float[Tensor, "b t c h w"], motion: MiddleMotion | None
+    ) -> Float[Tensor, "2 b t-1 c h w"]:
         """Every gap seen in both directions of time: its earlier frame first, or its later one."""
         b, t = features.shape[:2]
         pyramid = [level.unflatten(0, (b, t)) for level in self.pyramid(features.flatten(0, 1))]

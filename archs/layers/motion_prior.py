@@ -44,14 +44,14 @@ class MiddleMotion:
     to_later: Float[Tensor, "b t 2 h w"]
     mix: Float[Tensor, "b t 1 h w"]
 
-    def to_previous_gap(self, i: int) -> Float[Tensor, "2*b 2 h w"]:
-        """From the i-th gap visited to the one before: forward in time, then backward, stacked on the batch."""
+    def to_previous_gap(self, i: int) -> Float[Tensor, "b2 2 h w"]:
+        """(2B, 2, h, w): from the i-th gap visited to the one before: forward in time, then backward, stacked on the batch."""
         j = self.to_earlier.shape[1] - 1 - i
         forward = compose(self.to_earlier[:, i], invert(self.to_later[:, i - 1]))
         backward = compose(self.to_later[:, j], invert(self.to_earlier[:, j + 1]))
         return torch.cat([forward, backward])
 
-    def merge(self, clip: Float[Tensor, "b t+1 3 h w"]) -> Float[Tensor, "b t 3 h w"]:
+    def merge(self, clip: Float[Tensor, "b frames 3 h w"]) -> Float[Tensor, "b t 3 h w"]:
         """The middle frames as the clip's frames moved there and mixed."""
         earlier = _warp_frames(clip[:, :-1], self.to_earlier)
         later = _warp_frames(clip[:, 1:], self.to_later)

@@ -1,0 +1,164 @@
+"""Training: the loss falls, runs continue exactly, rates follow the published table, bad input is refused."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import train as command
+from restore.checkpoint import load_network, read_info
+from restore.experiment import Experiment
+from restore.losses import CharbonnierLoss
+from restore.options import SchedulerOptions, load_options
+from restore.training import learning_rate, train, update_average
+
+OPTIONS = """
+name: tiny
+num_threads: 1
+device: cpu
+datasets:
+  train:
+    {type: SampleClips, clips: 1, frames: 5, height: 64, width: 96, num_frame: 5, gt_size: 32,
+     batch_size_per_gpu: 2, num_worker_per_gpu: 0}
+  val: {type: SampleTest, frames: 7, height: 64, width: 64}
+network_g:
+  {type: stdan, channels: 8, embed_dim: 8, heads: 1, encoder_depths: [1], decoder_depths: [1], levels: 1,
+   deform_groups: 1, temporal_radius: 1, upsampler: light, skip: bicubic, motion_prior: correlation}
+train: {total_iter: 6, ema_decay: 0.9, grad_clip: 1.0, optim_g: {lr: 1e-3}}
+val: {val_freq: 6}
+logger: {print_freq: 2, save_checkpoint_freq: 3}
+"""
+
+
+@pytest.fixture
+def options_file(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.yml"
+    path.write_text(OPTIONS)
+    return path
+
+
+def run(options_file: Path, *overrides: str, folder: str = "runs") -> Path:
+    root = options_file.parent / folder
+    train(load_options(options_file, [f"path.experiments={root}", *overrides]))
+    return root / "tiny"
+
+
+def weights(experiment: Path, iteration: int) -> dict[str, torch.Tensor]:
+    return load_network(experiment / "models" / f"net_g_{iteration}.safetensors").state_dict()
+
+
+def test_a_continued_run_equals_an_uninterrupted_one(options_file):
+    whole = run(options_file, folder="whole")
+    run(options_file, "train.total_iter=3", folder="parts")
+    parts = run(options_file, folder="parts")
+    for key, value in weights(whole, 6).items():
+        assert torch.equal(value, weights(parts, 6)[key]), key
+
+
+def test_what_a_run_leaves(options_file):
+    folder = run(options_file)
+    info = read_info(folder / "models" / "net_g_6.safetensors")
+    assert info["iteration"] == 6 and info["network"]["type"] == "stdan"
+    assert 10 < info["validation"]["val"]["psnr_y"] < 60
+    records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert [r["iteration"] for r in records if "loss" in r] == [2, 4, 6]
+    assert {"lr", "grad_norm", "samples_per_s", "memory_mb"} <= records[0].keys()
+    assert sorted(p.name for p in (folder / "training_states").iterdir()) == ["0000003.state", "0000006.state"]
+    assert load_options(folder / "options.yml").name == "tiny"
+
+
+def test_the_loss_falls(options_file):
+    folder = run(options_file, "train.total_iter=40", "logger.print_freq=10", "val.val_freq=null")
+    losses = [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_other_options_in_the_same_folder(options_file, capsys):
+    root = options_file.parent / "runs"
+    assert command.main(["-opt", str(options_file), "--set", f"path.experiments={root}"]) == 0
+    arguments = ["--set", "train.optim_g.lr=1e-2", "--set", "network_g.channels=16"]
+    assert command.main(["-opt", str(options_file), "--set", f"path.experiments={root}", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert "network_g.channels, train.optim_g.lr" in error and error.count("\n") == 1
+
+
+def test_a_damaged_newest_state_falls_back(options_file):
+    folder = run(options_file)
+    newest = folder / "training_states" / "0000006.state"
+    newest.write_bytes(newest.read_bytes()[:1000])
+    state = Experiment(folder).latest_state(torch.device("cpu"))
+    assert state is not None and state["iteration"] == 3
+
+
+def test_a_killed_run_continues(options_file):
+    """SIGKILL after the first state was written; the same command then gives the uninterrupted run's weights."""
+    whole = run(options_file, "train.total_iter=9", folder="whole")
+    root = options_file.parent / "killed"
+    arguments = ["-opt", str(options_file), "--set", f"path.experiments={root}", "--set", "train.total_iter=9"]
+    script = (
+        "import os, signal, sys; import restore.experiment as e; save = e.Experiment.save_state\n"
+        "def save_and_die(self, *a, **k):\n    save(self, *a, **k)\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "e.Experiment.save_state = save_and_die\nimport train; train.main(sys.argv[1:])"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(command.__file__).parent)}
+    done = subprocess.run([sys.executable, "-c", script, *arguments], env=environment, capture_output=True, check=False)
+    assert done.returncode == -9
+    assert sorted(p.name for p in (root / "tiny" / "training_states").iterdir()) == ["0000003.state"]
+    assert command.main(arguments) == 0
+    for key, value in weights(root / "tiny", 9).items():
+        assert torch.equal(value, weights(whole, 9)[key]), key
+
+
+def test_bad_input_is_one_line(options_file, capsys):
+    for override in (
+        "datasets.train.dataroot_gt=x", "datasets.train.type=Vimeo", "train.pixel_opt={type: L3}", "scale=2",
+        "device=tpu", "network_g.heads=3", "path.pretrain_network_g=nothing.pth",
+    ):  # fmt: skip
+        assert command.main(["-opt", str(options_file), "--set", override]) == 2, override
+        error = capsys.readouterr().err
+        assert error.startswith("train.py: error: ") and error.count("\n") == 1, error
+    assert not Path("experiments/tiny/models").exists()
+
+
+def test_fine_tuning_starts_from_given_weights(options_file):
+    first = run(options_file, folder="first")
+    path = first / "models" / "net_g_6.safetensors"
+    second = run(options_file, f"path.pretrain_network_g={path}", "train.optim_g.lr=0", folder="second")
+    for key, value in weights(first, 6).items():
+        assert torch.allclose(value, weights(second, 6)[key], atol=1e-6), key
+
+
+@pytest.mark.parametrize(
+    ("iteration", "rate"),
+    [
+        (1, 2.0e-4), (1_000, 1.99978e-4), (37_500, 1.70725e-4), (75_000, 1.0005e-4), (112_500, 2.93747e-5),
+        (149_999, 1.0000002e-7), (150_000, 2.0e-4), (225_000, 1.0005e-4), (299_999, 1.0000002e-7), (300_000, 2.0e-4),
+        (600_000, 1e-7),
+    ],
+)  # fmt: skip
+def test_the_published_schedule(iteration, rate):
+    scheduler = SchedulerOptions("CosineAnnealingRestartLR", periods=(150_000,) * 4, eta_min=1e-7)
+    assert learning_rate(iteration, 2e-4, scheduler) == pytest.approx(rate, rel=1e-5)
+
+
+def test_other_schedules():
+    steps = SchedulerOptions("MultiStepLR", milestones=(10, 20), gamma=0.1)
+    assert [learning_rate(i, 1.0, steps) for i in (9, 10, 20)] == pytest.approx([1, 0.1, 0.01])
+    assert [learning_rate(i, 1.0, SchedulerOptions(), 4) for i in (1, 4, 5)] == [0.25, 1.0, 1.0]
+
+
+def test_charbonnier():
+    a, b = torch.zeros(2, 3), torch.full((2, 3), 0.5)
+    assert CharbonnierLoss()(a, b).item() == pytest.approx((0.25 + 1e-6) ** 0.5)
+    assert CharbonnierLoss(reduction="sum", loss_weight=2.0)(a, a).item() == pytest.approx(2 * 6 * 1e-3)
+
+
+def test_the_average_follows():
+    average, network = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
+    before = average.weight.clone()
+    update_average(average, network, 0.75)
+    assert torch.allclose(average.weight, 0.75 * before + 0.25 * network.weight)
