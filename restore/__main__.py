@@ -101,10 +101,19 @@ class _Progress:
 def _restore(job: Job, net: VideoNet, settings: dict, progress: _Progress, *, bar: bool) -> None:
     began = perf_counter()
     results = restore_clip(net, job.inputs(), **settings)
-    # Results come in bursts, a window at a time, so that only the mean rate tells something. Some terminals claim to
-    # have no columns; tqdm would show nothing there.
-    style = {"smoothing": 0, "ncols": get_terminal_size().columns, "disable": not bar}
-    with tqdm(total=job.frames_out, desc=job.clip.name, unit=" frames", **style) as shown, job.sink() as write:
+    columns, lines = get_terminal_size()  # never 0, with which tqdm would show nothing
+    with (
+        tqdm(
+            total=job.frames_out,
+            desc=job.clip.name,
+            unit=" frames",
+            smoothing=0,  # results come in bursts, a window at a time: only the mean rate tells something
+            ncols=columns,
+            nrows=lines,
+            disable=not bar,
+        ) as shown,
+        job.sink() as write,
+    ):
         for frame in results:
             write(frame)
             progress.written += 1
@@ -164,7 +173,7 @@ def _described(job: Job, net: VideoNet) -> str:
     about = "about " if job.clip.is_video else ""
     frames_in, frames_out = job.frames_in, job.frames_out
     if not job.clip.is_video and (frames_in or 0) < net.min_frames:
-        raise ClipError(f"{job.clip.path}: frames={frames_in}, but the network needs at least {net.min_frames}")
+        raise ClipError(f"{job.clip.path}: only {frames_in} of the {net.min_frames} frames that the network needs")
     result = f"{job.target} at {float(job.fps):.6g} frames/s" if job.is_video else f"{job.target}"
     return (
         f"{job.clip.name}: {about}{frames_in or 'unknown'} frames {width}x{height} -> "

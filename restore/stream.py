@@ -167,9 +167,9 @@ def _joined(
         if held is not None and shared:
             results[:shared] = _cross_fade(held, results[:shared])
         known = end
-        ready = len(results) - shared
-        yield from results[: max(ready, 0)]
-        held = results[max(ready, 0) :]
+        ready = max(len(results) - shared, 0)
+        yield from results[:ready]
+        held = results[ready:]
     if held is not None:
         yield from held
 

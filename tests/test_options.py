@@ -85,7 +85,7 @@ def test_files_that_are_no_options(tmp_path, text):
 def test_missing_file_and_missing_key(tmp_path):
     with pytest.raises(OptionError, match="cannot be read"):
         load_options(tmp_path / "none.yml")
-    with pytest.raises(OptionError, match="train.total_iter: is required"):
+    with pytest.raises(OptionError, match=r"train\.total_iter: is required"):
         load_options(write(tmp_path, MINIMAL.replace("{total_iter: 10}", "{}")))
 
 

@@ -45,7 +45,7 @@ class MiddleMotion:
     mix: Float[Tensor, "b t 1 h w"]
 
     def to_previous_gap(self, i: int) -> Float[Tensor, "b2 2 h w"]:
-        """(2B, 2, h, w): from the i-th gap visited to the one before: forward in time, then backward, stacked on the batch."""
+        """(2B, 2, h, w), from the i-th gap visited to the one before: forward in time, then backward."""
         j = self.to_earlier.shape[1] - 1 - i
         forward = compose(self.to_earlier[:, i], invert(self.to_later[:, i - 1]))
         backward = compose(self.to_later[:, j], invert(self.to_earlier[:, j + 1]))

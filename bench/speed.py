@@ -1,0 +1,81 @@
+"""Time of networks on this machine: python bench/speed.py [stdan stdan_s ...] [--precision bf16] [--threads 2].
+
+One window of 4 x 64 x 112 -> 7 x 256 x 448, best of several runs, beside a plain 3x3 convolution of the same run
+(64 -> 64 channels, 256 x 448, channels-last): quote ratios, since machines are shared and noisy. Names are entries of
+ARCHS (random weights, published size) or shipped models and files.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+
+import torch
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from archs import ARCHS, VideoNet
+from restore.checkpoint import load_network
+from restore.memory import keep_freed_memory, peak_memory_mb
+from restore.training import autocast, count_parameters
+
+
+def best_seconds(work: Callable[[], object], runs: int) -> float:
+    """The least wall time of ``runs`` after one to warm up."""
+    work()
+    times = []
+    for _ in range(runs):
+        started = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+def convolution_gflops(precision: str) -> float:
+    """Rate of the reference convolution."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    shapes = (1, 64, 256, 448), (64, 64, 3, 3)
+    x, weight = (torch.rand(shape, dtype=dtype).to(memory_format=torch.channels_last) for shape in shapes)
+    return 2 * 64 * 64 * 9 * 256 * 448 / best_seconds(lambda: F.conv2d(x, weight, padding=1), 10) / 1e9
+
+
+def measure(name: str, precision: str, runs: int, rate: float) -> dict[str, object]:
+    """Parameters, multiply-adds, seconds and peak memory of one network; ``rate`` in GFLOP/s is the machine's limit."""
+    network: VideoNet = ARCHS[name]().eval() if name in ARCHS else load_network(name)
+    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    clip = torch.rand(1, 4, 3, 64, 112)
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        network(clip)
+    with torch.inference_mode(), autocast(torch.device("cpu"), precision):
+        seconds = best_seconds(lambda: network(clip), runs)
+    gmac = counter.get_total_flops() / 2e9
+    return {
+        "network": name,
+        "precision": precision,
+        "parameters": count_parameters(network),
+        "gmac": round(gmac, 1),
+        "seconds": round(seconds, 4),
+        "frames_per_s": round(7 / seconds, 1),
+        "times_limit": round(seconds / (2 * gmac / rate), 2),
+        "peak_mb": peak_memory_mb(),
+    }
+
+
+def main() -> None:
+    """Print one JSON line a network and precision."""
+    parser = argparse.ArgumentParser(description="Time of networks on this machine.")
+    parser.add_argument("networks", nargs="*", default=["stdan", "stdan_s"])
+    parser.add_argument("--precision", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16"])
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--runs", type=int, default=3)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    keep_freed_memory()
+    for precision in arguments.precision:
+        rate = convolution_gflops(precision)
+        for name in arguments.networks:
+            print(json.dumps({**measure(name, precision, arguments.runs, rate), "conv_gflops": round(rate)}))
+
+
+if __name__ == "__main__":
+    main()
