@@ -25,8 +25,8 @@ def score(options: Options) -> int:
     """Score all that ``options`` name; the figures are printed and written to results/<name>/."""
     from restore import evaluation  # heavy: after the options are known to be good
     from restore.checkpoint import load_network, replacing
+    from restore.device import pick_device
     from restore.options import OptionError, construct
-    from restore.training import pick_device
 
     device = pick_device(options.device)
     methods: dict[str, evaluation.Restorer] = {}

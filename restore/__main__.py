@@ -20,12 +20,12 @@ import torch
 from tqdm import tqdm
 
 from archs import VideoNet
-from restore.checkpoint import WEIGHTS, load_network, read_info, shipped_models
+from restore.checkpoint import DEFAULT_MODEL, WEIGHTS, load_network, read_info, shipped_models
+from restore.device import PRECISIONS, pick_device, resolve_precision
 from restore.jobs import Job, Output, plan
-from restore.stream import PRECISIONS, resolve_precision, restore_clip
+from restore.stream import restore_clip
 from restore.video import ClipError
 
-DEFAULT_MODEL = "stdan_s"
 _SUFFIXES = ("png", "jpg", "webp", "tif", "mp4", "mkv", "mov", "webm")
 
 
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     source = _source(args)
-    device = _device(args.device)
+    device = pick_device(args.device)
     precision = resolve_precision(args.precision, device)
     net = load_network(args.model, device=device)
     settings = {
@@ -226,17 +226,6 @@ def _output(args: argparse.Namespace) -> Output:
         audio=not args.no_audio,
         stretch_audio=args.stretch_audio,
     )
-
-
-def _device(name: str) -> torch.device:
-    """The device that `name` stands for, if there is one here."""
-    cuda, mps = torch.cuda.device_count(), torch.backends.mps.is_available()
-    if name == "auto":
-        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
-    here = ["cpu", *(["cuda"] if cuda else []), *(f"cuda:{n}" for n in range(cuda)), *(["mps"] if mps else [])]
-    if name not in here:
-        raise ValueError(f"--device {name}: not on this machine; there is auto, {', '.join(here)}")
-    return torch.device(name)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -23,6 +23,7 @@ from archs import ARCHS, VideoNet
 from archs.layers.window_attention import ResidualSwinGroup, SwinBlock, relative_positions, shift_mask
 
 WEIGHTS = Path(__file__).with_name("weights")  # networks that ship with the package
+DEFAULT_MODEL = "stdan_s"
 
 
 class CheckpointError(ValueError):

@@ -17,10 +17,9 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from archs import VideoNet
-from restore.checkpoint import load_network
+from restore.checkpoint import DEFAULT_MODEL, load_network
 from restore.degrade import quantize
 from restore.evaluation import BASELINE, MemoryTruth, bicubic_average, network_restorer, score_clip, table
-from restore.jobs import DEFAULT_MODEL
 from restore.memory import keep_freed_memory
 from restore.sample import low_resolution, sample_clip
 from restore.stream import restore_clip

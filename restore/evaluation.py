@@ -25,10 +25,11 @@ from archs import VideoNet
 from archs.layers.blocks import interleave
 from restore.data import find_clips
 from restore.degrade import imresize, quantize
+from restore.device import resolve_precision
 from restore.frames import Clip
 from restore.metrics import psnr, ssim
 from restore.sample import sample_clip
-from restore.stream import resolve_precision, restore_window
+from restore.stream import restore_window
 from restore.writers import write_image
 
 log = logging.getLogger("restore")

@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from archs import VideoNet
+from restore.device import autocast, check_precision
 
 PADDINGS = ("reflect", "zero")
-PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def restore_clip(
@@ -135,24 +135,6 @@ def pad_to(
     return padded, crop
 
 
-def resolve_precision(precision: str, device: str | torch.device) -> str:
-    """`precision`, with "auto" turned into the fastest that the device computes without harm: bf16, fp16 or fp32.
-
-    ValueError for a name that is neither "auto" nor one of `PRECISIONS`.
-    """
-    kind = torch.device(device).type
-    if precision != "auto":
-        _check_precision(precision, "auto")
-        return precision
-    if kind == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    # Private, hence guarded: without these units bf16 is emulated and slower than fp32.
-    units = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-    if kind == "cpu" and any(hasattr(torch.cpu, unit) and getattr(torch.cpu, unit)() for unit in units):
-        return "bf16"
-    return "fp32"
-
-
 def _joined(
     windows: Iterable[tuple[int, Tensor]], restore: Callable[[Tensor], Tensor], *, factor: int, overlap: int
 ) -> Iterator[Tensor]:
@@ -197,8 +179,7 @@ def _windows(frames: Iterable[Tensor], size: int, overlap: int, least: int) -> I
 def _call(net: VideoNet, clip: Float[Tensor, "t 3 h w"], precision: str) -> Float[Tensor, "u 3 H W"]:
     parameter = next(net.parameters(), None)
     device = clip.device if parameter is None else parameter.device
-    dtype = PRECISIONS[precision]
-    with torch.inference_mode(), torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+    with torch.inference_mode(), autocast(device, precision):
         return net(clip.to(device)[None])[0].float()
 
 
@@ -239,7 +220,7 @@ def _check_time(net: VideoNet, window: int, overlap: int, factor: int) -> None:
 
 def _check_space(net: VideoNet, tile: int | None, overlap: int, padding: str, precision: str) -> None:
     _check_padding(padding)
-    _check_precision(precision)
+    check_precision(precision)
     if tile is None:
         return
     if tile < 1:
@@ -252,8 +233,3 @@ def _check_space(net: VideoNet, tile: int | None, overlap: int, padding: str, pr
 def _check_padding(padding: str) -> None:
     if padding not in PADDINGS:
         raise ValueError(f"padding={padding!r} is none of {', '.join(PADDINGS)}")
-
-
-def _check_precision(precision: str, *others: str) -> None:
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision={precision!r} is none of {', '.join((*others, *PRECISIONS))}")

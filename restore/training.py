@@ -9,7 +9,7 @@ import logging
 import math
 import time
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 from archs import ARCHS, VideoNet
 from restore.checkpoint import load_network, load_state, save_network
 from restore.data import DATASETS, ClipCrops, training_batches
+from restore.device import autocast, pick_device
 from restore.evaluation import TEST_SETS, ClipScore, evaluate, mean_over_clips, network_restorer
 from restore.experiment import Experiment
 from restore.log import append_json, console_logger, duration
@@ -176,16 +177,6 @@ def learning_rate(iteration: int, base: float, scheduler: SchedulerOptions, warm
     return scheduler.eta_min
 
 
-def pick_device(name: str) -> torch.device:
-    """``auto`` is a GPU where there is one; ValueError for a device that this machine has not."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {name!r} is not available here: {str(error).splitlines()[0]}") from error
-
-
 def count_parameters(network: nn.Module) -> int:
     """Trainable and frozen parameters together."""
     return sum(parameter.numel() for parameter in network.parameters())
@@ -227,12 +218,6 @@ def _loop(
             update_average(run.average, run.network, min(recipe.ema_decay, run.iteration / (run.iteration + 10)))
         meter.stepped(run, terms, recipe.total_iter)
         _save_and_validate(options, run, experiment, recipe.total_iter)
-
-
-def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
-    """Mixed precision for a network's forward pass; fp32 is no autocast at all."""
-    dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
-    return nullcontext() if precision == "fp32" else torch.autocast(device.type, dtypes[precision])
 
 
 def _save_and_validate(options: Options, run: Run, experiment: Experiment, total: int) -> None:

@@ -250,7 +250,7 @@ BAD = {
     "overlap in space": (lambda t: ["in", "-o", "out", "-t", 16, "--tile-overlap", 16], "--tile-overlap 16 .* 0 to 15"),
     "precision": (lambda t: ["in", "-o", "out", "--precision", "fp8"], "--precision: .*fp8"),
     "two precisions": (lambda t: ["in", "-o", "out", "--half"], "--half: not allowed with"),
-    "device": (lambda t: ["in", "-o", "out", "--device", "tpu"], "--device tpu: .*auto, cpu"),
+    "device": (lambda t: ["in", "-o", "out", "--device", "tpu"], "device tpu: .*auto, cpu"),
     "frame rate": (lambda t: ["in", "-o", "out.mp4", "--fps", "1/0"], "--fps: '1/0'"),
     "fps of frames": (lambda t: ["in", "-o", "out", "--fps", 25, "--crf", 3], "out: .* no --fps --crf"),
     "bits of a video": (lambda t: ["in", "-o", "out.mp4", "--bits", 16], "out.mp4: --bits .*--pix-fmt"),

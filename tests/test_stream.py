@@ -9,12 +9,11 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from archs import STDAN, VideoNet
+from restore.device import PRECISIONS, resolve_precision
 from restore.stream import (
-    PRECISIONS,
     _feathers,
     _windows,
     pad_to,
-    resolve_precision,
     restore_clip,
     restore_window,
     spans,
