@@ -19,13 +19,15 @@ from tqdm import tqdm
 from archs import VideoNet
 from restore.checkpoint import DEFAULT_MODEL, load_network
 from restore.degrade import quantize
-from restore.evaluation import BASELINE, MemoryTruth, bicubic_average, network_restorer, score_clip, table
+from restore.device import resolve_precision
+from restore.evaluation import BASELINE, ClipScore, bicubic_average, score_frames, table
 from restore.memory import keep_freed_memory
 from restore.sample import low_resolution, sample_clip
 from restore.stream import restore_clip
 from restore.writers import FrameFolderWriter, VideoWriter, write_image
 
 FRAMES, HEIGHT, WIDTH, FPS = 31, 256, 448, 25
+SHOWN = (13, 22)  # a synthesised frame and one at an input time
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -50,22 +52,24 @@ def run(folder: Path, network: VideoNet) -> None:
     with FrameFolderWriter(folder / "input") as writer:
         for i, frame in enumerate(lq):
             writer.write(f"{network.time_scale * i:08d}", frame)
-    frames = restore_clip(network, lq)
-    restored = torch.stack(list(tqdm(frames, "restoring", len(truth), unit=" frames", disable=not sys.stderr.isatty())))
+    frames = restore_clip(network, lq, precision=resolve_precision("auto", "cpu"))
+    bar = tqdm(frames, "restoring", len(truth), unit=" frames", disable=not sys.stderr.isatty())
+    restored = quantize(torch.stack(list(bar)))
     baseline = quantize(bicubic_average(lq, network.scale))
-    write_image(folder / "comparison.png", comparison(lq, baseline, restored, truth, at=(13, 22)))
+    write_image(folder / "comparison.png", comparison(lq, baseline, restored, truth, at=SHOWN))
     with VideoWriter(folder / "comparison.mp4", FPS, crf=12) as video:
         for left, right in zip(baseline, restored, strict=True):
-            video.write(side_by_side({"bicubic + average": left, "restored": right}))
-    methods = {BASELINE: bicubic_average, "restored": network_restorer(network, torch.device("cpu"))}
-    print(table(score_clip(MemoryTruth(truth, "sample clip"), methods)))
+            video.write(side_by_side({BASELINE: left, "restored": right}))
+    numbers = {i: i for i in range(len(truth))}
+    results = {BASELINE: baseline, "restored": restored}
+    print(table([ClipScore("sample clip", name, score_frames(x, truth, numbers)) for name, x in results.items()]))
     print(f"written: {folder}/comparison.png, {folder}/comparison.mp4, {folder}/input/")
     print(f"next: python -m restore {folder}/input -o {folder}/output")
 
 
 def comparison(
     lq: Tensor, baseline: Tensor, restored: Tensor, truth: Tensor, *, at: tuple[int, ...]
-) -> Float[Tensor, "3 h w"]:
+) -> Float[Tensor, "3 sheet_h sheet_w"]:
     """A sheet: for each output frame of ``at`` a row of input (nearest), baseline, restored, truth, cropped x2."""
     rows = []
     for i in at:
@@ -74,7 +78,7 @@ def comparison(
         kind = "synthesised" if i % 2 else "input time"
         parts = {
             f"input {i // 2}" + (" (the one before)" if i % 2 else ""): nearest,
-            f"bicubic + average, {kind}": baseline[i],
+            f"{BASELINE}, {kind}": baseline[i],
             "restored": restored[i],
             "truth": truth[i],
         }
@@ -83,7 +87,7 @@ def comparison(
     return torch.cat(rows, dim=1)
 
 
-def side_by_side(parts: dict[str, Float[Tensor, "3 h w"]]) -> Float[Tensor, "3 h w2"]:
+def side_by_side(parts: dict[str, Float[Tensor, "3 h w"]]) -> Float[Tensor, "3 row_h row_w"]:
     """Frames of one size next to each other, each under its name."""
     return torch.cat([_captioned(frame, name) for name, frame in parts.items()], dim=2)
 

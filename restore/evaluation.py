@@ -192,12 +192,19 @@ def score_clip(
             started = time.perf_counter()
             restored = quantize(restore(lq).float())
             seconds[name] += time.perf_counter() - started
-            values = psnr(restored[fresh], gt[fresh]).tolist(), ssim(restored[fresh], gt[fresh]).tolist()
-            for i, db, similarity in zip(fresh, *values, strict=True):
-                scores[name].frames.append(FrameScore(window[i], bool(i % 2), db, similarity))
-                if folders:
-                    write_image(folders[name] / f"{window[i]:08d}.png", restored[i])
+            scores[name].frames.extend(score_frames(restored, gt, {i: window[i] for i in fresh}))
+            for i in fresh if folders else ():
+                write_image(folders[name] / f"{window[i]:08d}.png", restored[i])
     return [ClipScore(score.clip, score.method, score.frames, seconds[score.method]) for score in scores.values()]
+
+
+def score_frames(
+    restored: Float[Tensor, "t 3 H W"], truth: Float[Tensor, "t 3 H W"], numbers: Mapping[int, int]
+) -> list[FrameScore]:
+    """Figures of the frames that ``numbers`` maps to their number in the clip; the first frame is an input."""
+    kept = list(numbers)
+    figures = psnr(restored[kept], truth[kept]).tolist(), ssim(restored[kept], truth[kept]).tolist()
+    return [FrameScore(numbers[i], bool(i % 2), *both) for i, *both in zip(kept, *figures, strict=True)]
 
 
 def _whole_pixels(frames: Tensor, scale: int) -> Tensor:
