@@ -10,19 +10,33 @@ def main(argv: list[str] | None = None) -> int:
     """Read the options and train; 2 for bad input, with one line that says why."""
     parser = argparse.ArgumentParser(description="Train a network as an options file says; run again to continue.")
     parser.add_argument("-opt", "--opt", required=True, metavar="FILE", help="options file, e.g. options/sample.yml")
+    parser.add_argument(
+        "--launcher", choices=["none", "pytorch", "slurm"], default="none", help="how several processes were started"
+    )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override an option")
     arguments = parser.parse_args(argv)
-    from restore.training import train  # heavy: after the arguments are known to be good
+    from restore import distributed  # heavy: after the arguments are known to be good
+    from restore.training import Interrupted, train
 
     try:
-        train(load_options(arguments.opt, arguments.set))
+        options = load_options(arguments.opt, arguments.set)
+        with distributed.processes(arguments.launcher):
+            train(options)
     except ValueError as error:
-        print(f"train.py: error: {error}", file=sys.stderr)
-        return 2
+        return complain(f"error: {error}", 2)
+    except OSError as error:
+        return complain(f"error: {error}; what was saved before is intact", 2)
     except FloatingPointError as error:
-        print(f"train.py: stopped: {error}", file=sys.stderr)
-        return 1
+        return complain(f"stopped: {error}", 1)
+    except Interrupted as reason:
+        return complain(str(reason), 130)
     return 0
+
+
+def complain(message: str, code: int) -> int:
+    """One line on stderr and the exit code."""
+    print(f"train.py: {message}", file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":

@@ -20,6 +20,10 @@ class VideoNet(nn.Module):
         """How many frames come out of ``frames_in``."""
         return (frames_in - 1) * self.time_scale + 1
 
+    def heavy_modules(self) -> list[nn.Module]:
+        """Parts whose activations are worth computing twice to save memory in training."""
+        return list(self.children())
+
     def check_clip(self, clip: Float[Tensor, "b t 3 h w"]) -> None:
         """Raise ValueError, naming the rule, for a clip this network cannot take."""
         frames, channels, height, width = clip.shape[1:]

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Literal
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from archs.contract import VideoNet
 from archs.layers.blocks import UPSAMPLERS, BicubicUpsample, conv3x3, interleave, lrelu, per_frame, zero
@@ -81,6 +81,10 @@ class STDAN(VideoNet):
         sequence = self.aggregate(sequence, motion.frames() if motion else None)
         restored = per_frame(self.upsample, per_frame(self.decoder, sequence)).contiguous()
         return restored if self.skip is None else restored + self._upscaled(clip, motion)
+
+    def heavy_modules(self) -> list[nn.Module]:
+        """The groups of both trunks, interpolation, aggregation and the upsampler."""
+        return [*self.encoder.groups, self.interpolate, self.aggregate, *self.decoder.groups, self.upsample]
 
     def encode(self, clip: Float[Tensor, "b t 3 h w"]) -> Float[Tensor, "b t c h w"]:
         """Features of every input frame."""

@@ -18,7 +18,7 @@ from archs import ARCHS, VideoNet
 from restore.checkpoint import load_network
 from restore.device import autocast
 from restore.memory import keep_freed_memory, peak_memory_mb
-from restore.training import count_parameters
+from restore.run import count_parameters
 
 
 def best_seconds(work: Callable[[], object], runs: int) -> float:

@@ -1,301 +1,283 @@
 """The training loop: step, log, validate, save; running the same command again continues exactly.
 
 One step reads `restore.data`, runs the network under autocast, takes the losses in float32, and steps optimiser and
-moving average. Nothing random depends on anything but seed and iteration, so a continued run repeats what an
-uninterrupted one would have done.
+moving average (`restore.run`). Nothing random depends on anything but seed, iteration and process, so a continued run
+repeats what an uninterrupted one would have done.
 """
 
+import contextlib
 import logging
-import math
-import time
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
-from copy import deepcopy
-from dataclasses import dataclass
+import signal
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.utils.data import DataLoader, Sampler
 
-from archs import ARCHS, VideoNet
-from restore.checkpoint import load_network, load_state, save_network
-from restore.data import DATASETS, ClipCrops, training_batches
+from archs import VideoNet
+from restore import distributed
+from restore.checkpoint import save_network
+from restore.data import DATASETS, ClipCrops
 from restore.device import autocast, pick_device
 from restore.evaluation import TEST_SETS, ClipScore, evaluate, mean_over_clips, network_restorer
 from restore.experiment import Experiment
-from restore.log import append_json, console_logger, duration
+from restore.log import console_logger
 from restore.losses import LOSSES
-from restore.memory import keep_freed_memory, peak_memory_mb
-from restore.options import (
-    OptimizerOptions,
-    OptionError,
-    Options,
-    SchedulerOptions,
-    TrainOptions,
-    check_arguments,
-    construct,
-)
+from restore.memory import keep_freed_memory
+from restore.options import OptionError, Options, TrainOptions, check_arguments, construct
+from restore.progress import Meter
+from restore.run import Run, begin, clip_gradients, count_parameters, sample_numbers
+from restore.schedule import ramp
 
 log = logging.getLogger("restore")
 
+Batch = Mapping[str, Any]  # lq (B, T, 3, h, w), gt (B, U, 3, H, W), name
 
-@dataclass
-class Run:
-    """What a training run changes as it goes on."""
 
-    network: VideoNet
-    average: VideoNet | None  # exponential moving average of the weights
-    optimizer: Optimizer
-    iteration: int = 0
-
-    def state(self) -> dict[str, Any]:
-        """All of it, for `Experiment.save_state`."""
-        return {
-            "network": self.network.state_dict(),
-            "average": self.average.state_dict() if self.average else None,
-            "optimizer": self.optimizer.state_dict(),
-            "rng": torch.get_rng_state(),
-        }
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Continue from what `state` gave."""
-        self.network.load_state_dict(state["network"])
-        if self.average is not None:
-            self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["rng"].cpu())
-        self.iteration = state["iteration"]
-
-    @property
-    def best_network(self) -> VideoNet:
-        """The weights to validate and ship: the average where there is one."""
-        return self.average or self.network
+class Interrupted(Exception):  # noqa: N818 - it is no error
+    """The run was asked to stop (SIGTERM, Ctrl-C) and has saved its state."""
 
 
 def train(options: Options) -> None:
-    """Train as ``options`` say until total_iter, continuing what the experiment's folder holds."""
+    """Train as ``options`` say until total_iter, continuing what the experiment's folder holds.
+
+    Raises ValueError for bad options or data, FloatingPointError for a loss that is not finite, `Interrupted` when
+    asked to stop.
+    """
+    recipe = check(options)
+    keep_freed_memory()
+    if options.num_threads:
+        torch.set_num_threads(options.num_threads)
+    experiment = Experiment(Path(options.path.experiments) / options.name)
+    run = begin(options, pick_device(options.device))
+    samples = construct(DATASETS, options.train_set.dataset, "datasets.train")
+    samples.seed = options.manual_seed
+    if distributed.is_main():
+        experiment.claim(options)
+        console_logger(file=experiment.folder / "train.log")
+    distributed.wait()
+    state = experiment.latest_state(run.device)
+    if state is not None:
+        run.restore(state)
+        log.info("continuing at iteration %d", run.iteration)
+    log.info("%s: %d parameters on %s", type(run.network).__name__, count_parameters(run.network), run.device)
+    Loop(options, recipe, run, samples, experiment).go_on()
+
+
+def check(options: Options) -> TrainOptions:
+    """Everything that can be refused before any work; returns the section ``train``."""
     if options.train is None or options.network_g is None:
         raise OptionError("training needs the sections 'train' and 'network_g'")
     check_arguments(DATASETS, options.train_set.dataset, "datasets.train")
     for name, section in options.test_sets.items():
         check_arguments(TEST_SETS, section, f"datasets.{name}")
-    check_arguments(LOSSES, options.train.pixel_opt, "train.pixel_opt")
-    device = pick_device(options.device)
-    keep_freed_memory()
-    if options.num_threads:
-        torch.set_num_threads(options.num_threads)
-    experiment = Experiment(Path(options.path.experiments) / options.name)
-    experiment.claim(options)
-    console_logger(file=experiment.folder / "train.log")
-    run = begin(options, device)
-    state = experiment.latest_state(device)
-    if state is not None:
-        run.restore(state)
-        log.info("continuing at iteration %d", run.iteration)
-    log.info("%s: %d parameters on %s", options.network_g.type, count_parameters(run.network), device)
-    started = time.monotonic()
-    samples = construct(DATASETS, options.train_set.dataset, "datasets.train")
-    log.info("%d clips read in %.0f s", len(samples.clips), time.monotonic() - started)
-    _loop(options, options.train, run, samples, experiment, device)
+    for name, term in options.train.terms.items():
+        check_arguments(LOSSES, term.loss, f"train.losses.{name}")
+    return options.train
 
 
-def begin(options: Options, device: torch.device) -> Run:
-    """Network, moving average and optimiser of iteration 0."""
-    assert options.network_g is not None and options.train is not None
-    torch.manual_seed(options.manual_seed)
-    network = construct(ARCHS, options.network_g, "network_g")
-    if network.scale != options.scale:
-        raise OptionError(f"scale: {options.scale}, but {options.network_g.type} has scale {network.scale}")
-    if options.path.pretrain_network_g:
-        weights = load_network(options.path.pretrain_network_g).state_dict()
-        load_state(network, weights, options.path.pretrain_network_g)
-    layout = torch.channels_last if options.train.channels_last else torch.contiguous_format
-    network = network.to(device, memory_format=layout)  # type: ignore[call-overload]
-    average = deepcopy(network).requires_grad_(False) if options.train.ema_decay else None
-    return Run(network, average, make_optimizer(network, options.train.optim_g))
+class Loop:
+    """One run's iterations."""
 
+    def __init__(
+        self, options: Options, recipe: TrainOptions, run: Run, samples: ClipCrops, experiment: Experiment
+    ) -> None:
+        self.options, self.recipe, self.run = options, recipe, run
+        self.samples, self.experiment = samples, experiment
+        self.losses = {
+            name: construct(LOSSES, term.loss, f"train.losses.{name}") for name, term in recipe.terms.items()
+        }
+        self.meter = Meter(options, experiment, recipe.total_iter)
+        self.skipped: set[int] = set()  # iterations whose batch has made the loss infinite
 
-def make_optimizer(network: nn.Module, options: OptimizerOptions) -> Optimizer:
-    """Adam or AdamW over all parameters."""
-    kind = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}[options.type]
-    return kind(
-        network.parameters(), lr=options.lr, betas=options.betas, weight_decay=options.weight_decay, fused=True
-    )
+    def go_on(self) -> None:
+        """Run from where the state stands to total_iter."""
+        with stop_requests() as stop:
+            while self.run.iteration < self.recipe.total_iter:
+                try:
+                    self._iterate(stop)
+                except FloatingPointError as error:
+                    if self.recipe.on_nan == "stop":
+                        raise
+                    self._roll_back(error)
 
+    def _iterate(self, stop: "StopRequests") -> None:
+        run = self.run
+        run.network.train()
+        batches = self._batches()
+        self.meter.restart()
+        for parts in iter(lambda: [next(batches) for _ in range(self.recipe.accum_iter)], None):
+            run.iteration += 1
+            self.meter.waited()
+            if run.iteration not in self.skipped:
+                self.meter.stepped(run, self._step(parts))
+            done = run.iteration == self.recipe.total_iter
+            stopping = distributed.any_of(stop.requested, run.device)
+            self._save(done=done, stopping=stopping)
+            if stopping and not done:
+                raise Interrupted(f"stopped at iteration {run.iteration}; the same command continues")
+            if done:
+                return
 
-def step(
-    network: nn.Module,
-    batch: Mapping[str, Tensor],
-    loss: nn.Module,
-    optimizer: Optimizer,
-    *,
-    autocast: AbstractContextManager[Any],
-    grad_clip: float | None,
-) -> dict[str, float]:
-    """One iteration: forward, backward, clip, optimiser; the loss and the gradient's norm."""
-    with autocast:
-        restored = network(batch["lq"])
-    value = loss(restored, batch["gt"])
-    optimizer.zero_grad(set_to_none=True)
-    value.backward()
-    norm = nn.utils.clip_grad_norm_(network.parameters(), grad_clip or math.inf)
-    if not torch.isfinite(value):
-        raise FloatingPointError(f"loss is {value.item()}")
-    optimizer.step()
-    return {"loss": value.item(), "grad_norm": norm.item()}
-
-
-@torch.no_grad()
-def update_average(average: nn.Module, network: nn.Module, decay: float) -> None:
-    """average <- decay * average + (1 - decay) * network, parameter by parameter; buffers are copied."""
-    torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - decay)
-    for mine, theirs in zip(average.buffers(), network.buffers(), strict=True):
-        mine.copy_(theirs)
-
-
-def learning_rate(iteration: int, base: float, scheduler: SchedulerOptions, warmup_iter: int = -1) -> float:
-    """The rate of ``iteration`` (the first is 1) in closed form.
-
-    Cosine with hard restarts as STDAN's recipe: with P the current period, ``eta_min + (w*base - eta_min) (1 + cos(pi
-    (it mod P) / P)) / 2``, eta_min at and after the end. A warm-up of n iterations rises linearly to the base rate.
-    """
-    if 0 < iteration <= warmup_iter:
-        return base * iteration / warmup_iter
-    if scheduler.type == "MultiStepLR":
-        return base * scheduler.gamma ** sum(iteration >= milestone for milestone in scheduler.milestones)
-    if scheduler.type == "Constant":
-        return base
-    begin_ = 0
-    for i, period in enumerate(scheduler.periods):
-        if iteration < begin_ + period:
-            weight = scheduler.restart_weights[i] if scheduler.restart_weights else 1.0
-            wave = (1 + math.cos(math.pi * (iteration - begin_) / period)) / 2
-            return scheduler.eta_min + (weight * base - scheduler.eta_min) * wave
-        begin_ += period
-    return scheduler.eta_min
-
-
-def count_parameters(network: nn.Module) -> int:
-    """Trainable and frozen parameters together."""
-    return sum(parameter.numel() for parameter in network.parameters())
-
-
-def _loop(
-    options: Options, recipe: TrainOptions, run: Run, samples: ClipCrops, experiment: Experiment, device: torch.device
-) -> None:
-    loader = options.train_set
-    batches = training_batches(
-        samples,
-        first=run.iteration,
-        last=recipe.total_iter,
-        batch=loader.batch_size_per_gpu,
-        workers=loader.num_worker_per_gpu,
-        seed=options.manual_seed,
-    )
-    loss = construct(LOSSES, recipe.pixel_opt, "train.pixel_opt")
-    meter = Meter(options, experiment)
-    run.network.train()
-    for batch in batches:
-        run.iteration += 1
-        meter.waited()
-        for group in run.optimizer.param_groups:
-            group["lr"] = learning_rate(run.iteration, recipe.optim_g.lr, recipe.scheduler, recipe.warmup_iter)
-        on_device = {key: batch[key].to(device, non_blocking=True) for key in ("lq", "gt")}
-        try:
-            terms = step(
-                run.network,
-                on_device,
-                loss,
-                run.optimizer,
-                autocast=autocast(device, recipe.precision),
-                grad_clip=recipe.grad_clip,
+    def _batches(self) -> Iterator[Batch]:
+        loader = self.options.train_set
+        numbers = Numbers(self.run.iteration, self.recipe.total_iter, loader.batch_size_per_gpu, self.recipe.accum_iter)
+        return iter(
+            DataLoader(
+                self.samples,
+                loader.batch_size_per_gpu,
+                sampler=numbers,
+                num_workers=loader.num_worker_per_gpu,
+                pin_memory=self.run.device.type == "cuda",
             )
-        except FloatingPointError as error:
-            raise FloatingPointError(f"iteration {run.iteration}: {error} on {', '.join(batch['name'])}") from error
-        if run.average is not None:
-            update_average(run.average, run.network, min(recipe.ema_decay, run.iteration / (run.iteration + 10)))
-        meter.stepped(run, terms, recipe.total_iter)
-        _save_and_validate(options, run, experiment, recipe.total_iter)
+        )
+
+    def _step(self, parts: Sequence[Batch]) -> dict[str, float]:
+        """One optimiser step on the batches ``parts``; the losses, weighted, and the gradient's norm."""
+        run, recipe = self.run, self.recipe
+        run.set_rates(recipe)
+        run.optimizer.zero_grad(set_to_none=True)
+        sums: dict[str, float] = {}
+        for i, batch in enumerate(parts):
+            with self._synchronised(last=i == len(parts) - 1):
+                terms = self._losses(batch)
+                total = torch.stack(list(terms.values())).sum()
+                self._refuse_infinite(total, batch)
+                run.scaler.scale(total).backward()
+            for name, value in terms.items():
+                sums[name] = sums.get(name, 0.0) + value.item()
+        run.drop_frozen_gradients()
+        run.scaler.unscale_(run.optimizer)
+        norm = clip_gradients(run.network, recipe.grad_clip)
+        run.scaler.step(run.optimizer)
+        run.scaler.update()
+        run.update_average(recipe.ema_decay)
+        return {"loss": sum(sums.values()), **(sums if len(sums) > 1 else {}), "grad_norm": norm.item()}
+
+    def _losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Every loss of one batch, so scaled that all batches and processes of a step together give its mean or sum."""
+        device = self.run.device
+        with autocast(device, self.recipe.precision):
+            restored = self.run.model(batch["lq"].to(device, non_blocking=True))
+        truth = batch["gt"].to(device, non_blocking=True)
+        terms = {}
+        for name, loss in self.losses.items():
+            bounds = self.recipe.terms[name].ramp
+            weight = 1.0 if bounds is None else ramp(self.run.iteration, *bounds)
+            # DDP averages gradients over processes: a sum must be made up for, a mean divided among the batches
+            share = distributed.world_size() if _sums(loss) else 1 / self.recipe.accum_iter
+            terms[name] = loss(restored.float(), truth) * (weight * share)
+        return terms
+
+    def _synchronised(self, *, last: bool) -> contextlib.AbstractContextManager[None]:
+        """Processes exchange gradients with the last batch of a step only."""
+        model = self.run.model
+        if last or not isinstance(model, nn.parallel.DistributedDataParallel):
+            return contextlib.nullcontext()
+        return model.no_sync()
+
+    def _refuse_infinite(self, total: Tensor, batch: Batch) -> None:
+        if distributed.any_of(not bool(torch.isfinite(total)), self.run.device):
+            names = ", ".join(batch["name"])
+            raise FloatingPointError(f"iteration {self.run.iteration}: the loss is {total.item()} on {names}")
+
+    def _roll_back(self, error: FloatingPointError) -> None:
+        """Back to the last saved state; the batch that broke the run is left out this time."""
+        bad = self.run.iteration
+        state = self.experiment.latest_state(self.run.device)
+        if state is None:
+            raise FloatingPointError(f"{error}; nothing was saved yet to roll back to") from error
+        self.skipped.add(bad)
+        self.run.restore(state)
+        log.warning("%s: rolled back to iteration %d, skipping that batch", error, self.run.iteration)
+
+    def _save(self, *, done: bool, stopping: bool) -> None:
+        """Validate and write weights and state when it is time."""
+        run, options = self.run, self.options
+        figures: dict[str, dict[str, float]] = {}
+        if options.test_sets and options.val.val_freq and (done or run.iteration % options.val.val_freq == 0):
+            figures = self._validate()
+        if not (done or stopping or run.iteration % options.logger.save_checkpoint_freq == 0):
+            return
+        state = run.state()
+        if distributed.is_main():
+            assert options.network_g is not None
+            path = self.experiment.models / f"net_g_{run.iteration}.safetensors"
+            save_network(
+                path, run.best_network, options.network_g.describe(), iteration=run.iteration, validation=figures
+            )
+            self.experiment.save_state(run.iteration, state, options.logger.keep_checkpoints)
+        distributed.wait()
+
+    def _validate(self) -> dict[str, dict[str, float]]:
+        figures = {}
+        for name, section in self.options.test_sets.items():
+            images = self.experiment.folder / "visualization" / str(self.run.iteration)
+            scores = validate(self.run.best_network, self.options, f"datasets.{name}", section, images)
+            figures[name] = {"psnr_y": mean_over_clips(scores, "psnr"), "ssim_y": mean_over_clips(scores, "ssim")}
+            if distributed.is_main():
+                self.meter.validated(self.run.iteration, name, figures[name])
+        self.run.network.train()
+        return figures
 
 
-def _save_and_validate(options: Options, run: Run, experiment: Experiment, total: int) -> None:
-    assert options.network_g is not None
-    last = run.iteration == total
-    figures: dict[str, dict[str, float]] = {}
-    if options.test_sets and options.val.val_freq and (last or run.iteration % options.val.val_freq == 0):
-        figures = validate(options, run, experiment)
-    if last or run.iteration % options.logger.save_checkpoint_freq == 0:
-        path = experiment.models / f"net_g_{run.iteration}.safetensors"
-        description = options.network_g.describe()
-        save_network(path, run.best_network, description, iteration=run.iteration, validation=figures)
-        experiment.save_state(run.iteration, run.state(), options.logger.keep_checkpoints)
-
-
-def validate(options: Options, run: Run, experiment: Experiment) -> dict[str, dict[str, float]]:
-    """Figures of the current weights on every validation set, by the code and protocol of `test.py`."""
-    network = run.best_network
+def validate(network: VideoNet, options: Options, where: str, section: Any, images: Path) -> list[ClipScore]:
+    """Figures on one validation set by the code and protocol of `test.py`; clips are shared among processes."""
     device = next(network.parameters()).device
     restorer = network_restorer(network.eval(), device, tile=options.val.tile, precision=options.val.precision)
-    figures = {}
-    for name, section in options.test_sets.items():
-        clips = construct(TEST_SETS, section, f"datasets.{name}")
-        images = experiment.folder / "visualization" / str(run.iteration) if options.val.save_img else None
-        scores: list[ClipScore] = []
-        for clip, result in evaluate(clips, {"network": restorer}, scale=options.scale, images=images):
-            if isinstance(result, ValueError):
-                log.warning("%s: %s: %s", name, clip, result)
-            else:
-                scores += result
-        figures[name] = {"psnr_y": mean_over_clips(scores, "psnr"), "ssim_y": mean_over_clips(scores, "ssim")}
-        append_json(experiment.records, {"iteration": run.iteration, "validation": name, **figures[name]})
-        log.info("it %d  %s: PSNR-Y %.3f dB  SSIM-Y %.4f", run.iteration, name, *figures[name].values())
-    run.network.train()
-    return figures
+    clips = construct(TEST_SETS, section, where)
+    scores: list[ClipScore] = []
+    saved = images if options.val.save_img else None
+    for clip, result in evaluate(distributed.share(clips), {"network": restorer}, scale=options.scale, images=saved):
+        if isinstance(result, ValueError):
+            log.warning("%s: %s: %s", where, clip, result)
+        else:
+            scores += result
+    return [score for part in distributed.gather(scores) for score in part]
 
 
-class Meter:
-    """Averages between two lines of the log, and writes them."""
+class Numbers(Sampler[int]):
+    """`restore.run.sample_numbers` as PyTorch's loader wants it."""
 
-    def __init__(self, options: Options, experiment: Experiment) -> None:
-        self.options, self.experiment = options, experiment
-        self.batch = options.train_set.batch_size_per_gpu
-        self._begin()
+    def __init__(self, first: int, last: int, batch: int, accumulate: int) -> None:
+        self.first, self.last, self.batch, self.accumulate = first, last, batch, accumulate
 
-    def _begin(self) -> None:
-        self.count, self.waiting, self.sums = 0, 0.0, dict[str, float]()
-        self.started = self.mark = time.monotonic()
+    def __iter__(self) -> Iterator[int]:
+        """The numbers in order."""
+        return sample_numbers(self.first, self.last, batch=self.batch, accumulate=self.accumulate)
 
-    def waited(self) -> None:
-        """A batch has arrived: the time since the last step was spent waiting for it."""
-        self.waiting += time.monotonic() - self.mark
+    def __len__(self) -> int:
+        """How many there are."""
+        return (self.last - self.first) * self.batch * self.accumulate
 
-    def stepped(self, run: Run, terms: Mapping[str, float], total: int) -> None:
-        """A step is done; every print_freq steps a line is written."""
-        for key, value in terms.items():
-            self.sums[key] = self.sums.get(key, 0.0) + value
-        self.count += 1
-        if run.iteration % self.options.logger.print_freq == 0 or run.iteration == total:
-            self._write(run, total)
-            self._begin()
-        self.mark = time.monotonic()
 
-    def _write(self, run: Run, total: int) -> None:
-        seconds = time.monotonic() - self.started
-        means = {key: value / self.count for key, value in self.sums.items()}
-        rate = self.count / seconds
-        record = {
-            "iteration": run.iteration,
-            "lr": run.optimizer.param_groups[0]["lr"],
-            **means,
-            "samples_per_s": round(rate * self.batch, 3),
-            "data_share": round(self.waiting / seconds, 4),
-            "memory_mb": peak_memory_mb(),
-        }
-        append_json(self.experiment.records, record)
-        log.info(
-            "it %d/%d  lr %.2e  loss %.5g  grad %.3g  %.2f samples/s  data %.0f %%  %d MB  eta %s",
-            *(run.iteration, total, record["lr"], means["loss"], means["grad_norm"], rate * self.batch),
-            *(100 * self.waiting / seconds, record["memory_mb"], duration((total - run.iteration) / rate)),
-        )
+class StopRequests:
+    """Whether SIGTERM or Ctrl-C has come."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def __call__(self, number: int, frame: object) -> None:
+        """The signal handler; a second signal ends the process at once."""
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+        log.info("%s: finishing the iteration and saving", signal.Signals(number).name)
+
+
+@contextlib.contextmanager
+def stop_requests() -> Iterator[StopRequests]:
+    """Within the block signals that end a process are only noted."""
+    stop = StopRequests()
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _sums(loss: nn.Module) -> bool:
+    return getattr(loss, "reduction", "mean") == "sum"

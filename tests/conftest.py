@@ -16,6 +16,15 @@ TINY: dict[str, Any] = {
 }  # fmt: skip
 
 
+@pytest.fixture(scope="session", autouse=True)
+def single_thread():
+    """Threads that wait for each other on a busy machine take longer than work as small as a test's."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def tiny_stdan() -> tuple[STDAN, dict[str, Any]]:
     """A network of a few thousand parameters and the description its file carries."""

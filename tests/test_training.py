@@ -14,7 +14,9 @@ from restore.checkpoint import load_network, read_info
 from restore.experiment import Experiment
 from restore.losses import CharbonnierLoss
 from restore.options import SchedulerOptions, load_options
-from restore.training import learning_rate, train, update_average
+from restore.run import begin
+from restore.schedule import learning_rate
+from restore.training import train
 
 OPTIONS = """
 name: tiny
@@ -28,7 +30,7 @@ datasets:
 network_g:
   {type: stdan, channels: 8, embed_dim: 8, heads: 1, encoder_depths: [1], decoder_depths: [1], levels: 1,
    deform_groups: 1, temporal_radius: 1, upsampler: light, skip: bicubic, motion_prior: correlation}
-train: {total_iter: 6, ema_decay: 0.9, grad_clip: 1.0, optim_g: {lr: 1e-3}}
+train: {total_iter: 6, pixel_opt: {type: CharbonnierLoss}, ema_decay: 0.9, grad_clip: 1.0, optim_g: {lr: 1e-3}}
 val: {val_freq: 6}
 logger: {print_freq: 2, save_checkpoint_freq: 3}
 """
@@ -157,8 +159,13 @@ def test_charbonnier():
     assert CharbonnierLoss(reduction="sum", loss_weight=2.0)(a, a).item() == pytest.approx(2 * 6 * 1e-3)
 
 
-def test_the_average_follows():
-    average, network = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
-    before = average.weight.clone()
-    update_average(average, network, 0.75)
-    assert torch.allclose(average.weight, 0.75 * before + 0.25 * network.weight)
+def test_the_average_follows(options_file):
+    run = begin(load_options(options_file), torch.device("cpu"))
+    assert run.average is not None
+    run.iteration = 1000
+    for parameter in run.network.parameters():
+        parameter.data.add_(1)
+    before = [parameter.clone() for parameter in run.average.parameters()]
+    run.update_average(0.75)
+    for old, new in zip(before, run.average.parameters(), strict=True):
+        assert torch.allclose(new, old + 0.25, atol=1e-6)

@@ -80,7 +80,7 @@ class PixelShuffleUpsampler(nn.Module):
         self.widen = nn.ModuleList(
             conv3x3(width if i else channels, 4 * width) for i in range(scale.bit_length() - 1)
         )
-        self.last = conv3x3(width, 3)
+        self.last = conv3x3(width if scale > 1 else channels, 3)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Tensor:
         """(B, C, h, w) -> (B, 3, scale*h, scale*w)."""

@@ -1,0 +1,168 @@
+"""What a training run changes as it goes on: weights, their moving average, optimiser, scaler, random state."""
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.checkpoint import checkpoint
+
+from archs import ARCHS, VideoNet
+from restore import distributed
+from restore.checkpoint import load_network, load_state
+from restore.options import OptionError, Options, TrainOptions, construct
+from restore.schedule import learning_rate
+
+
+@dataclass
+class Run:
+    """A run at ``iteration``; ``model`` is the network as a step calls it: compiled, in parallel."""
+
+    network: VideoNet
+    model: nn.Module
+    average: VideoNet | None  # exponential moving average of the weights
+    optimizer: Optimizer
+    scaler: torch.amp.GradScaler
+    iteration: int = 0
+
+    @property
+    def best_network(self) -> VideoNet:
+        """The weights to validate and ship: the average where there is one."""
+        return self.average or self.network
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.network.parameters()).device
+
+    def state(self) -> dict[str, Any]:
+        """All of it, for `restore.experiment.Experiment.save_state`; every process must call it."""
+        return {
+            "network": self.network.state_dict(),
+            "average": self.average.state_dict() if self.average else None,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "rng": distributed.gather(_random_state()),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from what `state` gave; with another number of processes the new ones draw afresh."""
+        self.network.load_state_dict(state["network"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.iteration = state["iteration"]
+        if distributed.rank() < len(state["rng"]):
+            _set_random_state(state["rng"][distributed.rank()])
+
+    def set_rates(self, recipe: TrainOptions) -> None:
+        """The learning rate of this iteration, by group."""
+        rate = learning_rate(self.iteration, recipe.optim_g.lr, recipe.scheduler, recipe.warmup_iter)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["lr_mult"]
+
+    def drop_frozen_gradients(self) -> None:
+        """Parameters that are frozen at this iteration are left out of the step, their moments too."""
+        for group in self.optimizer.param_groups:
+            if self.iteration <= group["freeze_until"]:
+                for parameter in group["params"]:
+                    parameter.grad = None
+
+    @torch.no_grad()
+    def update_average(self, decay: float) -> None:
+        """average <- d * average + (1 - d) * network; d rises to ``decay`` so that the start is soon forgotten."""
+        if self.average is None:
+            return
+        decay = min(decay, self.iteration / (self.iteration + 10))
+        torch._foreach_lerp_(list(self.average.parameters()), list(self.network.parameters()), 1 - decay)
+        for mine, theirs in zip(self.average.buffers(), self.network.buffers(), strict=True):
+            mine.copy_(theirs)
+
+
+def begin(options: Options, device: torch.device) -> Run:
+    """Everything at iteration 0; `OptionError` where options do not fit each other."""
+    recipe = options.train
+    assert options.network_g is not None and recipe is not None
+    torch.manual_seed(options.manual_seed)
+    network = construct(ARCHS, options.network_g, "network_g")
+    if network.scale != options.scale:
+        raise OptionError(f"scale: {options.scale}, but {options.network_g.type} has scale {network.scale}")
+    if options.path.pretrain_network_g:
+        weights = load_network(options.path.pretrain_network_g).state_dict()
+        load_state(network, weights, options.path.pretrain_network_g)
+    torch.manual_seed(options.manual_seed + distributed.rank())  # stochastic depth differs between processes
+    layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
+    network = network.to(device, memory_format=layout)  # type: ignore[call-overload]
+    average = deepcopy(network).requires_grad_(False) if recipe.ema_decay else None
+    optimizer = make_optimizer(network, recipe)
+    if recipe.activation_checkpointing:
+        recompute_activations(network)
+    model = torch.compile(network) if recipe.compile else network
+    model = distributed.parallel(model, find_unused_parameters=options.find_unused_parameters)  # type: ignore[arg-type]
+    scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
+    return Run(network, model, average, optimizer, scaler)
+
+
+def make_optimizer(network: nn.Module, recipe: TrainOptions) -> Optimizer:
+    """Adam or AdamW, with a group for every entry of param_groups that matches and one for the rest."""
+    left = dict(network.named_parameters())
+    groups = []
+    for i, entry in enumerate(recipe.param_groups):
+        mine = [name for name in left if re.search(entry.match, name)]
+        if not mine:
+            raise OptionError(f"train.param_groups[{i}].match: {entry.match!r} matches no parameter that is left")
+        parameters = [left.pop(name) for name in mine]
+        groups.append({"params": parameters, "lr_mult": entry.lr_mult, "freeze_until": entry.freeze_until})
+    if left:
+        groups.append({"params": list(left.values()), "lr_mult": 1.0, "freeze_until": 0})
+    options = recipe.optim_g
+    kind = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}[options.type]
+    return kind(groups, lr=options.lr, betas=options.betas, weight_decay=options.weight_decay, fused=True)
+
+
+def recompute_activations(network: VideoNet) -> None:
+    """Keep only the inputs of the network's heavy parts and compute the rest again in the backward pass."""
+    for module in network.heavy_modules():
+        module.forward = partial(checkpoint, module.forward, use_reentrant=False)
+
+
+def clip_gradients(network: nn.Module, limit: float | None) -> Tensor:
+    """The norm of all gradients, which are scaled down to ``limit`` if it is larger."""
+    return nn.utils.clip_grad_norm_(network.parameters(), limit or math.inf)
+
+
+def count_parameters(network: nn.Module) -> int:
+    """Trainable and frozen parameters together."""
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def sample_numbers(first: int, last: int, *, batch: int, accumulate: int) -> Iterator[int]:
+    """The samples of this process for the iterations ``first`` .. ``last`` - 1.
+
+    An iteration takes world_size * accumulate * batch consecutive numbers, so that two processes see together what
+    one with twice the batch would see.
+    """
+    processes = distributed.world_size()
+    for part in range(first * accumulate, last * accumulate):
+        start = (part * processes + distributed.rank()) * batch
+        yield from range(start, start + batch)
+
+
+def _random_state() -> dict[str, Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def _set_random_state(state: Mapping[str, Tensor]) -> None:
+    torch.set_rng_state(state["cpu"].cpu())
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"].cpu())
