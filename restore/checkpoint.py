@@ -76,7 +76,7 @@ def build_network(network: Mapping[str, Any], path: Path) -> VideoNet:
         raise CheckpointError(f"{path}: unknown architecture {name!r}; this version knows {', '.join(ARCHS)}")
     try:
         return ARCHS[name](**arguments)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise CheckpointError(f"{path}: its metadata does not build a {name}: {error}") from error
 
 
@@ -88,8 +88,8 @@ def save_network(path: str | os.PathLike[str], network: VideoNet, description: M
     """
     metadata = {"network": json.dumps(dict(description)), "info": json.dumps(info)}
     state = {key: tensor.detach().cpu().contiguous() for key, tensor in network.state_dict().items()}
-    with replacing(Path(path)) as temporary:
-        safetensors.torch.save_file(state, temporary, metadata=metadata)
+    with replacing(Path(path)) as temporary:  # by way of memory, so that a full disk is an OSError as everywhere
+        temporary.write_bytes(safetensors.torch.save(state, metadata))
 
 
 def read_info(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -1,194 +1,230 @@
-"""Training sets: random stretches and crops of clips, with the low-resolution input made on the fly.
+"""Training sets by name, and their batches: `DATASETS` is the table from a name in an options file to a class.
 
-A sample depends on the seed and its number alone, not on workers, processes or what was drawn before it, so a run
-that continues at iteration n sees exactly what an uninterrupted one would have seen. `DATASETS` is the table from a
-name in an options file to a class.
+A class's constructor keywords are the keys of its section; those of `ClipCrops` (crops, augmentation, spacing of
+frames) belong to every set. Frames are read when a sample needs them, unless ``cache_data`` keeps a set in memory.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from fractions import Fraction
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from itertools import islice
-from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from restore.degrade import imresize, quantize
-from restore.frames import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Clip, open_clips
+from restore.clip_sources import StoredClip, TrainingClip, lazy_clip, store, to_bytes
+from restore.crops import ClipCrops, Sample
 from restore.sample import sample_clip
+from restore.schema import Component, OptionError, construct, parse
+from restore.trees import find_clips, nested, paired, reds, septuplets, train_list
+
+__all__ = [
+    *("DATASETS", "REDS", "ClipCrops", "ClipFolder", "GoPro", "Mixed", "Sample", "SampleClips", "StoredClip"),
+    *("Vimeo90K", "clip_folder", "find_clips", "sample_clips", "store", "training_batches"),
+]
+
+REDS_HELD_OUT = {
+    "REDS4": ("000", "011", "015", "020"),
+    "official": tuple(f"{number:03d}" for number in range(240, 270)),  # the 30 validation clips, numbered on
+}
 
 
-class Sample(TypedDict):
-    """One training pair: input (T, 3, h, w) and truth (U, 3, H, W), float RGB in [0, 1], and where it is from."""
+@dataclass(eq=False, kw_only=True)
+class SampleClips(ClipCrops):
+    """The embedded sample clips of seeds 1, 2, ... (0 is kept for measuring): nothing to download."""
 
-    lq: Tensor
-    gt: Tensor
-    name: str
+    clips: Any = field(default=8, repr=False)  # their number; afterwards they themselves
+    frames: int = 31
+    height: int = 256
+    width: int = 448
+
+    def find(self) -> Sequence[TrainingClip]:
+        """Make the clips."""
+        return [
+            store(f"sample{seed}", to_bytes(sample_clip(self.frames, self.height, self.width, seed=seed)), self.scale)
+            for seed in range(1, self.clips + 1)
+        ]
 
 
-@dataclass(frozen=True)
-class StoredClip:
-    """A clip in memory, 8 bit: truth and the low resolution made from its whole frames."""
+@dataclass(eq=False, kw_only=True)
+class _OnDisk(ClipCrops):
+    """A set below ``dataroot_gt``; ``cache_data`` decodes all of it once into memory."""
 
-    name: str
-    gt: UInt8[Tensor, "t 3 H W"]
-    lq: UInt8[Tensor, "t 3 h w"]
+    clips: Sequence[TrainingClip] = field(init=False, repr=False)
+    dataroot_gt: str
+    cache_data: bool = False
+
+    def find(self) -> Sequence[TrainingClip]:
+        """The clips, or what the cache makes of them."""
+        clips = self.look()
+        return [self._cached(clip) for clip in clips] if self.cache_data else clips
+
+    def look(self) -> Sequence[TrainingClip]:
+        """The clips on disk."""
+        raise NotImplementedError
+
+    def _cached(self, clip: TrainingClip) -> StoredClip:
+        numbers = range(clip.count)
+        lq = clip.inputs(numbers)
+        gt = torch.stack(list(clip.truth(numbers)))
+        return store(clip.name, gt, self.scale, None if lq is None else torch.stack(list(lq)))
+
+    def prepare(self) -> None:
+        """As every set; errors name the folder."""
+        try:
+            super().prepare()
+        except ValueError as error:
+            raise ValueError(f"{self.dataroot_gt}: {error}") from error
 
 
-class ClipCrops(Dataset[Sample]):
-    """Augmented crops of clips held in memory.
+@dataclass(eq=False, kw_only=True)
+class ClipFolder(_OnDisk):
+    """The clips under a folder: video files or folders of frames, at any depth, with low resolution made from them.
 
-    ``num_frame`` consecutive frames are the truth, every ``time_scale``-th of them the input; crops are uniform in
-    position, aligned, and the same for all frames. ``use_hflip`` flips left-right, ``use_rot`` flips up-down and
-    transposes, ``random_reverse`` runs time backwards, each with probability 1/2 (the published STDAN recipe).
+    ``exclude`` leaves clips out by name, for validation. Of each clip the first ``max_frames`` are used: 300 unless
+    set otherwise where they are cached, all where ``cache_data`` is off. ValueError where the folder is missing or
+    holds no clip that is long and large enough.
     """
 
-    def __init__(
-        self,
-        clips: Sequence[StoredClip],
-        *,
-        scale: int,
-        time_scale: int,
-        num_frame: int,
-        gt_size: int,
-        use_hflip: bool,
-        use_rot: bool,
-        random_reverse: bool,
-    ) -> None:
-        if gt_size % scale:
-            raise ValueError(f"gt_size={gt_size} is not a multiple of scale={scale}")
-        if (num_frame - 1) % time_scale:
-            raise ValueError(f"num_frame={num_frame} is not a multiple of time_scale={time_scale} plus 1")
-        self.clips = [clip for clip in clips if len(clip.gt) >= num_frame and min(clip.gt.shape[2:]) >= gt_size]
-        if not self.clips:
-            raise ValueError(f"no clip has {num_frame} frames of at least {gt_size}x{gt_size} pixels")
-        self.scale, self.time_scale, self.num_frame, self.gt_size = scale, time_scale, num_frame, gt_size
-        self.use_hflip, self.use_rot, self.random_reverse = use_hflip, use_rot, random_reverse
-        # every stretch of frames is as likely as every other, whatever clip it is from
-        self._stretches = np.cumsum([len(clip.gt) - num_frame + 1 for clip in self.clips])
-        self.seed = 0
+    cache_data: bool = True
+    exclude: tuple[str, ...] = ()
+    max_frames: int | None = None
+
+    def find(self) -> Sequence[TrainingClip]:
+        """The clips; for the cache each is decoded in one run."""
+        clips = find_clips(self.dataroot_gt, self.exclude)
+        if not self.cache_data:
+            return [lazy_clip(clip, self.max_frames) for clip in clips]
+        most = self.max_frames or 300
+        return [
+            store(clip.name, torch.stack([to_bytes(frame) for frame in islice(clip, most)]), self.scale)
+            for clip in clips
+        ]
+
+
+@dataclass(eq=False, kw_only=True)
+class Vimeo90K(_OnDisk):
+    """Vimeo-90K septuplets: ``sequences/00001/0001/im1.png .. im7.png``, or an LMDB database of them (either layout).
+
+    ``meta_info_file`` lists the clips (default: ``sep_trainlist.txt`` beside ``sequences``; of a database all).
+    ``dataroot_lq`` is a tree or database of low resolution made before, else it is made from the crops.
+    ``frame_size`` (height, width) is that of the true frames in a database of raw pixels.
+    """
+
+    dataroot_lq: str | None = None
+    meta_info_file: str | None = None
+    frame_size: tuple[int, int] = (256, 448)
+
+    def look(self) -> Sequence[TrainingClip]:
+        """The listed clips. ValueError where they are missing."""
+        height, width = self.frame_size
+        wanted = train_list(self.dataroot_gt, self.meta_info_file)
+        gt = septuplets(self.dataroot_gt, wanted, (height, width))
+        if self.dataroot_lq is None:
+            return paired(gt, None, self.dataroot_gt)
+        small = (height // self.scale, width // self.scale)
+        return paired(gt, septuplets(self.dataroot_lq, list(gt), small), self.dataroot_lq)
+
+
+@dataclass(eq=False, kw_only=True)
+class REDS(_OnDisk):
+    """REDS: ``train_sharp/000/00000000.png``, or an LMDB database of it, without the clips of ``val_partition``.
+
+    ``val_partition`` is REDS4 (000, 011, 015, 020) or official (240 to 269, where the validation clips were added to
+    the training clips). ``dataroot_lq`` is a tree such as ``train_sharp_bicubic/X4``, else it is made from the crops.
+    """
+
+    dataroot_lq: str | None = None
+    val_partition: str = "REDS4"
+
+    def look(self) -> Sequence[TrainingClip]:
+        """The clips to train on. ValueError where they are missing."""
+        held_out = REDS_HELD_OUT.get(self.val_partition)
+        if held_out is None:
+            raise ValueError(f"val_partition={self.val_partition!r} is none of {', '.join(REDS_HELD_OUT)}")
+        everything = reds(self.dataroot_gt, "train_sharp", (720, 1280))
+        gt = {name: frames for name, frames in everything.items() if name not in held_out}
+        if self.dataroot_lq is None:
+            return paired(gt, None, self.dataroot_gt)
+        small = (720 // self.scale, 1280 // self.scale)
+        return paired(gt, reds(self.dataroot_lq, f"train_sharp_bicubic/X{self.scale}", small), self.dataroot_lq)
+
+
+@dataclass(eq=False, kw_only=True)
+class GoPro(_OnDisk):
+    """Trees of sharp and blurred frames: ``<clip>/sharp/*.png`` (as released) or ``sharp/<clip>/*.png`` (regrouped).
+
+    ``gt_folder`` is the name of the folder of true frames (sharp, gt, GT ...). ``lq_folder`` (blur, blur_gamma, input
+    ...) makes its frames the input, with ``scale: 1`` and ``time_scale: 1`` for deblurring; without it the input is
+    the low resolution of the true frames.
+    """
+
+    gt_folder: str = "sharp"
+    lq_folder: str | None = None
+
+    def look(self) -> Sequence[TrainingClip]:
+        """The clips. ValueError where they are missing."""
+        lq = None if self.lq_folder is None else nested(self.dataroot_gt, self.lq_folder)
+        return paired(nested(self.dataroot_gt, self.gt_folder), lq, self.dataroot_gt)
+
+
+@dataclass(eq=False, kw_only=True)
+class Mixed(ClipCrops):
+    """Several sets: each sample is of one of them, drawn by ``weight`` (default 1).
+
+    ``sets`` are sections as of a set alone. The keywords of every set stand beside ``sets`` and hold for all of them;
+    a section may give its own ``interval_list``, ``use_hflip``, ``use_rot`` and ``random_reverse``.
+    """
+
+    clips: Sequence[TrainingClip] = field(init=False, repr=False)
+    sets: tuple[Mapping[str, Any], ...]
+
+    def find(self) -> Sequence[TrainingClip]:
+        """Make the sets; their clips together."""
+        if not self.sets:
+            raise OptionError("datasets.train.sets: list at least one set, e.g. [{type: ClipFolder, dataroot_gt: ...}]")
+        made = [self._set(section, f"datasets.train.sets[{i}]") for i, section in enumerate(self.sets)]
+        self._sets = [part for part, _ in made]
+        self._odds = np.cumsum([weight for _, weight in made]) / sum(weight for _, weight in made)
+        return [clip for part in self._sets for clip in part.clips]
+
+    def prepare(self) -> None:
+        """The sets have done it."""
 
     def __len__(self) -> int:
         """The number of different stretches of frames."""
-        return int(self._stretches[-1])
+        return sum(map(len, self._sets))
 
-    def __getitem__(self, number: int) -> Sample:
-        """The sample of this number; any number >= 0 is valid."""
-        rng = np.random.default_rng((self.seed, number))
-        stretch = int(rng.integers(len(self)))
-        which = int(np.searchsorted(self._stretches, stretch, side="right"))
-        clip = self.clips[which]
-        start = stretch - (int(self._stretches[which - 1]) if which else 0)
-        size = self.gt_size // self.scale
-        top, left = (int(rng.integers(extent - size + 1)) for extent in clip.lq.shape[2:])
-        frames = slice(start, start + self.num_frame)
-        lq = clip.lq[frames, :, top : top + size, left : left + size]
-        fine = [slice(self.scale * edge, self.scale * (edge + size)) for edge in (top, left)]
-        lq, gt = self._augment(lq, clip.gt[frames, :, fine[0], fine[1]], rng)
-        lq = lq[:: self.time_scale]
-        return {"lq": lq.float() / 255, "gt": gt.float() / 255, "name": f"{clip.name}:{start}:{top},{left}"}
+    def draw(self, rng: np.random.Generator) -> Sample:
+        """A sample of one of the sets."""
+        return self._sets[int(np.searchsorted(self._odds, rng.random(), side="right"))].draw(rng)
 
-    def _augment(self, lq: Tensor, gt: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        reverse, flip_x, flip_y, transpose = rng.random(4) < 0.5
-        both = [lq, gt]
-        if self.random_reverse and reverse:
-            both = [x.flip(0) for x in both]
-        if self.use_hflip and flip_x:
-            both = [x.flip(3) for x in both]
-        if self.use_rot and flip_y:
-            both = [x.flip(2) for x in both]
-        if self.use_rot and transpose:
-            both = [x.transpose(2, 3) for x in both]
-        return both[0], both[1]
+    def _set(self, section: Any, where: str) -> tuple[ClipCrops, float]:
+        """One set and its weight."""
+        component = parse(Component, section, where)
+        arguments = dict(component.arguments)
+        weight = parse(float, arguments.pop("weight", 1.0), f"{where}.weight")
+        if weight <= 0:
+            raise OptionError(f"{where}.weight: {weight:g} must be more than 0")
+        shared = {f.name: getattr(self, f.name) for f in fields(ClipCrops) if f.name != "clips"}
+        for key in ("scale", "time_scale", "num_frame", "gt_size", "skip_limit"):
+            if arguments.get(key, shared[key]) != shared[key]:
+                raise OptionError(f"{where}: {key!r} is the same for all sets: put it beside 'sets'")
+        sets = {name: kind for name, kind in DATASETS.items() if name != "Mixed"}
+        return construct(sets, Component(component.type, {**shared, **arguments}), where), weight
 
 
-def clip_folder(
-    *,
-    dataroot_gt: str,
-    scale: int = 4,
-    time_scale: int = 2,
-    num_frame: int = 7,
-    gt_size: int = 128,
-    use_hflip: bool = True,
-    use_rot: bool = True,
-    random_reverse: bool = True,
-    exclude: tuple[str, ...] = (),
-    max_frames: int = 300,
-) -> ClipCrops:
-    """The clips under a folder (video files or folders of frames, at any depth), decoded once into memory.
+DATASETS: dict[str, Callable[..., ClipCrops]] = {
+    "ClipFolder": ClipFolder,
+    "SampleClips": SampleClips,
+    "Vimeo90K": Vimeo90K,
+    "REDS": REDS,
+    "GoPro": GoPro,
+    "Mixed": Mixed,
+}
 
-    ``exclude`` leaves clips out by name, for validation; ``max_frames`` is read of each. ValueError where the folder
-    is missing or holds no clip that is long and large enough.
-    """
-    stored = [
-        store(clip.name, torch.stack([_to_bytes(frame) for frame in islice(clip, max_frames)]), scale)
-        for clip in find_clips(dataroot_gt, exclude)
-    ]
-    augmentation = {"use_hflip": use_hflip, "use_rot": use_rot, "random_reverse": random_reverse}
-    try:
-        return ClipCrops(
-            stored, scale=scale, time_scale=time_scale, num_frame=num_frame, gt_size=gt_size, **augmentation
-        )
-    except ValueError as error:
-        raise ValueError(f"{dataroot_gt}: {error}") from error
-
-
-def sample_clips(
-    *,
-    clips: int = 8,
-    frames: int = 31,
-    height: int = 256,
-    width: int = 448,
-    scale: int = 4,
-    time_scale: int = 2,
-    num_frame: int = 7,
-    gt_size: int = 128,
-    use_hflip: bool = True,
-    use_rot: bool = True,
-    random_reverse: bool = True,
-) -> ClipCrops:
-    """The embedded sample clips of seeds 1, 2, ... (0 is kept for measuring): nothing to download."""
-    stored = [
-        store(f"sample{seed}", _to_bytes(sample_clip(frames, height, width, seed=seed)), scale)
-        for seed in range(1, clips + 1)
-    ]
-    augmentation = {"use_hflip": use_hflip, "use_rot": use_rot, "random_reverse": random_reverse}
-    return ClipCrops(stored, scale=scale, time_scale=time_scale, num_frame=num_frame, gt_size=gt_size, **augmentation)
-
-
-DATASETS: dict[str, Callable[..., ClipCrops]] = {"ClipFolder": clip_folder, "SampleClips": sample_clips}
-
-
-def find_clips(root: str, exclude: Sequence[str] = ()) -> list[Clip]:
-    """All clips under ``root`` at any depth, without those whose names are in ``exclude``; ValueError if none."""
-    folder = Path(root).expanduser()
-    files = [file for file in folder.rglob("*") if not file.name.startswith(".")]
-    videos = [file for file in files if file.suffix.lower() in VIDEO_SUFFIXES]
-    frame_folders = {file.parent for file in files if file.suffix.lower() in IMAGE_SUFFIXES}
-    clips = [clip for place in sorted({*videos, *frame_folders}) for clip in open_clips(place)]
-    if not clips:
-        what = "no clips in it" if folder.is_dir() else "no such folder"
-        raise ValueError(
-            f"{folder}: {what}; give a folder of clips (video files or folders of frames), "
-            "or train without any download with options/sample.yml"
-        )
-    unknown = set(exclude) - {clip.name for clip in clips}
-    if unknown:
-        raise ValueError(f"{folder}: exclude names clips that are not there: {', '.join(sorted(unknown))}")
-    return [clip for clip in clips if clip.name not in exclude]
-
-
-def store(name: str, gt: UInt8[Tensor, "t 3 H W"], scale: int) -> StoredClip:
-    """Keep a clip with its low resolution; sizes are cut to multiples of ``scale`` at the bottom and the right."""
-    height, width = (extent // scale * scale for extent in gt.shape[2:])
-    gt = gt[:, :, :height, :width].contiguous()
-    lq = [quantize(imresize(frame.float() / 255, Fraction(1, scale))) for frame in gt]
-    return StoredClip(name, gt, (torch.stack(lq) * 255).round().byte())
+clip_folder, sample_clips = ClipFolder, SampleClips  # as functions that give a training set
 
 
 def training_batches(
@@ -198,7 +234,3 @@ def training_batches(
     samples.seed = seed
     numbers = range(first * batch, last * batch)
     return iter(DataLoader(samples, batch, sampler=numbers, num_workers=workers, drop_last=True))
-
-
-def _to_bytes(frame: Float[Tensor, "*t 3 h w"]) -> UInt8[Tensor, "*t 3 h w"]:
-    return (frame * 255).round().byte()

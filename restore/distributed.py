@@ -97,7 +97,10 @@ def parallel(network: nn.Module, *, find_unused_parameters: bool = False) -> nn.
     device = next(network.parameters()).device
     devices = [device] if device.type == "cuda" else None
     return nn.parallel.DistributedDataParallel(
-        network, device_ids=devices, find_unused_parameters=find_unused_parameters
+        network,
+        device_ids=devices,
+        broadcast_buffers=False,  # buffers are constants here
+        find_unused_parameters=find_unused_parameters,
     )
 
 

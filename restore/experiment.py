@@ -8,6 +8,7 @@
 Files appear complete or not at all. A newest state that cannot be read is passed over for the one before.
 """
 
+import io
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,8 +66,10 @@ class Experiment:
 
     def save_state(self, iteration: int, state: dict[str, Any], keep: int) -> None:
         """Write the state of ``iteration`` and remove all but the ``keep`` newest."""
+        content = io.BytesIO()  # by way of memory, so that a full disk is an OSError as everywhere
+        torch.save({"iteration": iteration, **state}, content)
         with replacing(self.states / f"{iteration:07d}.state") as temporary:
-            torch.save({"iteration": iteration, **state}, temporary)
+            temporary.write_bytes(content.getbuffer())
         for old in self._saved()[:-keep]:
             old.unlink()
 

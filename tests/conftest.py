@@ -1,5 +1,6 @@
 """Shapes and types in the signatures of archs and restore are enforced while the suite runs; shared fixtures."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,7 +9,9 @@ from jaxtyping import install_import_hook
 
 install_import_hook(["archs", "restore"], "typecheck.check")
 
-from archs import STDAN  # noqa: E402 - after the hook
+import runs  # noqa: E402 - after the hook
+
+from archs import STDAN  # noqa: E402
 
 TINY: dict[str, Any] = {
     "channels": 8, "embed_dim": 8, "heads": 1, "encoder_depths": (1,), "decoder_depths": (1,), "levels": 1,
@@ -30,3 +33,11 @@ def tiny_stdan() -> tuple[STDAN, dict[str, Any]]:
     """A network of a few thousand parameters and the description its file carries."""
     torch.manual_seed(0)
     return STDAN(**TINY).eval(), {"type": "stdan", **TINY}
+
+
+@pytest.fixture
+def options_file(tmp_path: Path) -> Path:
+    """Options of a training run of seconds."""
+    path = tmp_path / "tiny.yml"
+    path.write_text(runs.OPTIONS)
+    return path

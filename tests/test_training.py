@@ -1,56 +1,19 @@
 """Training: the loss falls, runs continue exactly, rates follow the published table, bad input is refused."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from runs import run, start, states, weights
 
 import train as command
-from restore.checkpoint import load_network, read_info
+from restore.checkpoint import read_info
 from restore.experiment import Experiment
 from restore.losses import CharbonnierLoss
 from restore.options import SchedulerOptions, load_options
 from restore.run import begin
 from restore.schedule import learning_rate
-from restore.training import train
-
-OPTIONS = """
-name: tiny
-num_threads: 1
-device: cpu
-datasets:
-  train:
-    {type: SampleClips, clips: 1, frames: 5, height: 64, width: 96, num_frame: 5, gt_size: 32,
-     batch_size_per_gpu: 2, num_worker_per_gpu: 0}
-  val: {type: SampleTest, frames: 7, height: 64, width: 64}
-network_g:
-  {type: stdan, channels: 8, embed_dim: 8, heads: 1, encoder_depths: [1], decoder_depths: [1], levels: 1,
-   deform_groups: 1, temporal_radius: 1, upsampler: light, skip: bicubic, motion_prior: correlation}
-train: {total_iter: 6, pixel_opt: {type: CharbonnierLoss}, ema_decay: 0.9, grad_clip: 1.0, optim_g: {lr: 1e-3}}
-val: {val_freq: 6}
-logger: {print_freq: 2, save_checkpoint_freq: 3}
-"""
-
-
-@pytest.fixture
-def options_file(tmp_path: Path) -> Path:
-    path = tmp_path / "tiny.yml"
-    path.write_text(OPTIONS)
-    return path
-
-
-def run(options_file: Path, *overrides: str, folder: str = "runs") -> Path:
-    root = options_file.parent / folder
-    train(load_options(options_file, [f"path.experiments={root}", *overrides]))
-    return root / "tiny"
-
-
-def weights(experiment: Path, iteration: int) -> dict[str, torch.Tensor]:
-    return load_network(experiment / "models" / f"net_g_{iteration}.safetensors").state_dict()
 
 
 def test_a_continued_run_equals_an_uninterrupted_one(options_file):
@@ -69,7 +32,7 @@ def test_what_a_run_leaves(options_file):
     records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert [r["iteration"] for r in records if "loss" in r] == [2, 4, 6]
     assert {"lr", "grad_norm", "samples_per_s", "memory_mb"} <= records[0].keys()
-    assert sorted(p.name for p in (folder / "training_states").iterdir()) == ["0000003.state", "0000006.state"]
+    assert states(folder) == [3, 6]
     assert load_options(folder / "options.yml").name == "tiny"
 
 
@@ -101,15 +64,15 @@ def test_a_killed_run_continues(options_file):
     whole = run(options_file, "train.total_iter=9", folder="whole")
     root = options_file.parent / "killed"
     arguments = ["-opt", str(options_file), "--set", f"path.experiments={root}", "--set", "train.total_iter=9"]
-    script = (
-        "import os, signal, sys; import restore.experiment as e; save = e.Experiment.save_state\n"
+    prelude = (
+        "import os, signal; from restore.experiment import Experiment; save = Experiment.save_state\n"
         "def save_and_die(self, *a, **k):\n    save(self, *a, **k)\n    os.kill(os.getpid(), signal.SIGKILL)\n"
-        "e.Experiment.save_state = save_and_die\nimport train; train.main(sys.argv[1:])"
+        "Experiment.save_state = save_and_die"
     )
-    environment = {**os.environ, "PYTHONPATH": str(Path(command.__file__).parent)}
-    done = subprocess.run([sys.executable, "-c", script, *arguments], env=environment, capture_output=True, check=False)
-    assert done.returncode == -9
-    assert sorted(p.name for p in (root / "tiny" / "training_states").iterdir()) == ["0000003.state"]
+    process = start(arguments, prelude=prelude)
+    process.communicate(timeout=120)
+    assert process.returncode == -9
+    assert states(root / "tiny") == [3]
     assert command.main(arguments) == 0
     for key, value in weights(root / "tiny", 9).items():
         assert torch.equal(value, weights(whole, 9)[key]), key

@@ -140,7 +140,7 @@ class BicubicUpsample(nn.Module):
         """(B, C, h, w) -> (B, C, scale*h, scale*w), float32."""
         with torch.autocast(x.device.type, enabled=False):
             planes = F.pad(x.float().flatten(0, 1)[:, None], (2, 2, 2, 2), mode="replicate")
-            fine = F.pixel_shuffle(F.conv2d(planes, self.kernel), self.scale)
+            fine = F.pixel_shuffle(F.conv2d(planes, self.kernel.float()), self.scale)
         return fine.view(*x.shape[:2], *fine.shape[2:])
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from archs.layers.blocks import zero
-from archs.layers.deform_kernel import DOT, MAX_CHANNELS, SUM, TAPS, deform_kernel, kernel
+from archs.layers.deform_kernel import DOT, MAX_CHANNELS, SUM, TAPS, deform_kernel, has_kernel
 
 
 def deform_sample(
@@ -52,7 +52,7 @@ def _sample(mode: int, x: Tensor, query: Tensor, displacement: Tensor, weight: T
     if weight is None:
         weight = displacement.new_ones(()).expand(x.shape[0], *displacement.shape[1:3], *x.shape[2:])
     with torch.autocast(x.device.type, enabled=False):
-        use_kernel = x.device.type == "cpu" and not torch.compiler.is_exporting() and kernel() is not None
+        use_kernel = x.device.type == "cpu" and not torch.compiler.is_exporting() and has_kernel()
         if use_kernel and x.shape[1] // weight.shape[1] <= MAX_CHANNELS:
             return _sample_kernel(mode, x, query, displacement.float(), weight.float())
         return _sample_torch(mode, x, query, displacement.float(), weight.float())

@@ -42,6 +42,17 @@ def kernel() -> ctypes.CDLL | None:
         return None
 
 
+_found = False  # what the last eager call of has_kernel has said
+
+
+def has_kernel() -> bool:
+    """Whether `kernel()` gives one. `torch.compile` cannot trace the search and takes what eager calls have found."""
+    global _found
+    if not torch.compiler.is_compiling():
+        _found = kernel() is not None
+    return _found
+
+
 def _build(compiler: str) -> Path:
     """Compile into the user's cache under a name that changes with source, flags and processor."""
     sources = [source.read_text() for source in SOURCES]

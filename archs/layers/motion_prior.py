@@ -145,6 +145,7 @@ class MotionRefinement(nn.Module):
         """(B, 4, h, w) flows corrected, and the share (B, 1, h, w) of the earlier frame."""
         to_earlier, to_later = flows.chunk(2, dim=1)
         moved = torch.cat([warp(earlier, to_earlier), warp(later, to_later), flows], dim=1)
+        moved = moved.to(self.first.weight.dtype)  # flows and frames are float32, weights may be bf16
         correction = self.last(lrelu(self.second(lrelu(self.first(moved))))).float()
         return flows + correction[:, :4], correction[:, 4:].sigmoid()
 

@@ -40,7 +40,8 @@ class WindowAttention(nn.Module):
         q, k, v = qkv.view(m, count, tokens, 3, heads, c // heads).permute(3, 0, 1, 4, 2, 5).flatten(2, 3)
         bias = self.position_bias[self.position_index].permute(2, 0, 1).to(q.dtype)  # (heads, tokens, tokens)
         if shift:
-            bias = bias + shift_mask(h, w, side, shift, x.device)[:, None].to(q.dtype)  # (windows, heads, ...)
+            mask = shift_mask if torch.compiler.is_exporting() else cached_shift_mask  # an export's is no real tensor
+            bias = bias + mask(h, w, side, shift, x.device)[:, None].to(q.dtype)  # (windows, heads, tokens, tokens)
         bias = bias.expand(count, heads, tokens, tokens).flatten(0, 1)
         # written out, not F.scaled_dot_product_attention: with a bias that learns, that takes a path several times
         # slower on a CPU
@@ -73,7 +74,6 @@ def relative_positions(side: int) -> Tensor:
     return difference[0] * (2 * side - 1) + difference[1]
 
 
-@lru_cache(maxsize=16)
 def shift_mask(h: int, w: int, side: int, shift: int, device: torch.device) -> Float[Tensor, "n s s"]:
     """-100 between tokens that only the roll has brought into one window, else 0; one matrix per window."""
     region = torch.zeros(1, h, w, 1)
@@ -83,6 +83,9 @@ def shift_mask(h: int, w: int, side: int, shift: int, device: torch.device) -> F
             region[:, rows, columns] = 3 * i + j
     label = to_windows(region, side)[0, :, :, 0]  # (windows, tokens)
     return ((label[:, None, :] != label[:, :, None]) * -100.0).to(device)
+
+
+cached_shift_mask = lru_cache(maxsize=16)(shift_mask)
 
 
 class SwinBlock(nn.Module):
