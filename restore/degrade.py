@@ -81,8 +81,8 @@ def bd(
     | MATLAB, BasicVSR's `BD_degradation.m`: the usual BDx4 test sets | 12 | "centre" | "replicate" | 0 |
     | MATLAB, `fspecial` 7x7 and nearest `imresize` (RCAN, STDAN) | 7 | "centre" | "replicate" | +0.5 |
 
-    A network must be fed the phase that it was trained with: the first two differ by 8 dB on Vid4 (mmagic's
-    threads 318 and 948: 20.2 dB where 27.9 are published).
+    A network must be fed the phase that it was trained with: taking the first for the second costs 8 dB on Vid4
+    (20.2 dB instead of 28.0, reported by users of mmagic: open-mmlab/mmagic#318, #948).
 
     Args:
         frames: (..., h, w) floating point, any device and value range; dtype and device are kept, as in `imresize`.

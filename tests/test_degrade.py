@@ -8,8 +8,9 @@ import pytest
 import torch
 from referees import basicsr, basicsr_imresize
 
-from restore.degrade import imresize, quantize
+from restore.degrade import bd, bd_shift, border_index, imresize, quantize
 from restore.metrics import psnr
+from restore.sample import sample_clip
 
 FACTORS = [Fraction(1, 2), Fraction(1, 3), Fraction(1, 4), Fraction(2), Fraction(3), Fraction(4)]
 VID4 = Path(os.environ.get("RESTORE_SHARED", Path(__file__).parents[2] / "shared")) / "data/eval/Vid4"
@@ -102,6 +103,77 @@ def test_bad_scale(scale):
 def test_no_pixels():
     with pytest.raises(ValueError, match="at least one pixel"):
         imresize(torch.zeros(3, 0, 4), 2)
+
+
+# The shift of the usual programs at factor 4, from the sampling positions that their code has.
+@pytest.mark.parametrize(
+    ("settings", "shift"),
+    [
+        ({"taps": 13, "phase": "first", "border": "reflect"}, -1.5),
+        ({"taps": 12, "phase": "centre", "border": "replicate"}, 0.0),
+        ({"taps": 7, "phase": "centre", "border": "replicate"}, 0.5),
+    ],
+)
+def test_bd_phase_of_published_programs(settings, shift):
+    assert _measured_shift(4, **settings) == pytest.approx(shift, abs=1e-9)
+
+
+@pytest.mark.parametrize("scale", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("taps", [1, 2, 7, 12, 13])
+def test_bd_shift_is_what_a_ramp_shows(scale, taps):
+    shifts = {phase: _measured_shift(scale, taps=taps, phase=phase) for phase in ("first", "centre")}
+    for phase, shift in shifts.items():
+        assert shift == pytest.approx(bd_shift(scale, taps=taps, phase=phase), abs=1e-9)
+    assert abs(shifts["centre"]) < 0.5 + 1e-9
+
+
+def _measured_shift(scale: int, **settings) -> float:
+    """The value of a ramp tells where it was sampled; the same in both directions."""
+    size = 24 * scale
+    ramp = torch.arange(size, dtype=torch.float64).expand(1, size, size)
+    inside = slice(8, 16)
+    across, down = ((bd(x, scale, **settings) - imresize(x, 1 / scale))[0, inside, inside] for x in (ramp, ramp.mT))
+    assert across.std() < 1e-9 and down.std() < 1e-9
+    assert across.mean().item() == pytest.approx(down.mean().item())
+    return across.mean().item()
+
+
+def test_bd_equals_a_strided_convolution():
+    x, bell = _noise(40, 44), torch.exp(-0.5 * (torch.arange(-6, 7).double() / 1.6) ** 2)
+    kernel = torch.outer(bell, bell) / bell.sum() ** 2
+    padded = torch.nn.functional.pad(x.unsqueeze(1), [6] * 4, "reflect")
+    expected = torch.nn.functional.conv2d(padded, kernel[None, None], stride=4).squeeze(1)
+    torch.testing.assert_close(bd(x), expected, rtol=0, atol=1e-12)
+
+
+def test_bd_phases_are_far_apart():
+    x = sample_clip(1, 128, 160)
+    torch_ports, matlab = bd(x), bd(x, taps=12, phase="centre", border="replicate")
+    shifted = imresize(x, 0.25)
+    assert psnr(matlab, shifted).item() > psnr(torch_ports, shifted).item() + 3
+
+
+@pytest.mark.parametrize("border", ["reflect", "replicate", "symmetric"])
+@pytest.mark.parametrize("size", [(1, 1), (2, 9), (17, 30)])
+def test_bd_of_any_size(size, border):
+    out = bd(torch.full((2, 3, *size), 0.3, dtype=torch.float64), 4, border=border)
+    assert out.shape == (2, 3, *(math.ceil(n / 4) for n in size))
+    torch.testing.assert_close(out, torch.full_like(out, 0.3), rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("mode", ["reflect", "edge", "symmetric"])
+def test_border_index_equals_numpy(mode):
+    index = torch.arange(-11, 16)
+    ours = border_index(index, 5, {"edge": "replicate"}.get(mode, mode))
+    assert np.array_equal(ours.numpy(), np.pad(np.arange(5), 11, mode=mode))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"scale": 0}, {"taps": 0}, {"sigma": 0.0}, {"sigma": math.nan}, {"phase": "last"}, {"border": "zero"}]
+)
+def test_bd_bad_settings(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        bd(torch.zeros(1, 8, 8), **wrong)
 
 
 def test_quantize_equals_a_write_and_a_read():

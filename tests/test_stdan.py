@@ -65,12 +65,10 @@ def test_stages_and_output(published):
         assert_match(per_frame(published.upsample, decoded), expected["c.y"])
 
 
-@pytest.mark.parametrize("case", ["b", "c"])
-def test_output(published, case):
+def test_output(published):
     with torch.no_grad():
-        result = published(uniform(*INPUTS[case]))
-    step = 1 if case == "c" else 5
-    assert_match(result[..., ::step, ::step], golden("stdan")[f"{case}.y"])
+        result = published(uniform(*INPUTS["b"]))
+    assert_match(result[..., ::5, ::5], golden("stdan")["b.y"])
 
 
 def test_gradients(published):
