@@ -26,8 +26,10 @@ def score(options: Options) -> int:
     from restore import evaluation  # heavy: after the options are known to be good
     from restore.checkpoint import load_network, replacing
     from restore.device import pick_device
+    from restore.memory import keep_freed_memory
     from restore.options import OptionError, construct
 
+    keep_freed_memory()
     device = pick_device(options.device)
     methods: dict[str, evaluation.Restorer] = {}
     if options.baseline:

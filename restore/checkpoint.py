@@ -99,12 +99,16 @@ def read_info(path: str | os.PathLike[str]) -> dict[str, Any]:
             metadata = file.metadata() or {}
     except SafetensorError as error:
         raise CheckpointError(f"{path}: not a complete safetensors file ({error})") from error
-    if "network" not in metadata:
+    try:
+        network, info = json.loads(metadata.get("network", "null")), json.loads(metadata.get("info", "{}"))
+    except json.JSONDecodeError:
+        network, info = None, {}
+    if not (isinstance(network, dict) and isinstance(network.get("type"), str) and isinstance(info, dict)):
         raise CheckpointError(
             f"{path}: its metadata names no architecture, so it was not written by this project; "
             "convert it with save_network"
         )
-    return {"network": json.loads(metadata["network"]), **json.loads(metadata.get("info", "{}"))}
+    return {"network": network, **info}
 
 
 def load_state(network: VideoNet, state: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 GOLDEN = Path(__file__).with_name("golden")
-SHARED = Path(os.environ.get("RESTORE_SHARED", Path(__file__).parents[2] / "shared"))  # optional, see the README
+SHARED = Path(os.environ.get("RESTORE_SHARED", Path(__file__).parents[2] / "shared"))  # optional, see golden/README.md
 
 # inputs are torch.rand of a generator with this seed
 INPUTS = {"a": (1, (1, 2, 3, 32, 32)), "b": (2, (2, 3, 3, 24, 32)), "c": (3, (1, 4, 3, 16, 24))}

@@ -29,15 +29,6 @@ ARGUMENTS = {
 HEIGHT, WIDTH = 12, 18
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Threads that wait for each other on a busy machine take longer than work as small as this."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> str:
     torch.manual_seed(0)

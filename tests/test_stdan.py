@@ -47,22 +47,22 @@ def test_size(published):
 
 
 def test_stages_and_output(published):
+    """Case c, stage by stage; from the choice of taps on, rounding may move a handful of pixels."""
     expected = golden("stdan")
-
-    def assert_stage(name: str, result: torch.Tensor) -> None:
-        result = result.flatten(0, 1)[:, ::3, ::2, ::2]
-        assert_close(result, expected[f"c.{name}"], atol=1e-4, rtol=1e-4, msg=lambda text: f"{name}: {text}")
-
     with torch.no_grad():
         features = published.encode(uniform(*INPUTS["c"]))
-        assert_stage("encoder", features)
+        assert_close(_reduced(features), expected["c.encoder"], atol=1e-4, rtol=1e-4)
         between = published.interpolate(features)
-        assert_stage("middle", between)
+        assert_close(_reduced(between), expected["c.middle"], atol=1e-4, rtol=1e-4)
         sequence = published.aggregate(interleave(features, between))
-        assert_stage("aggregate", sequence)
+        assert_match(_reduced(sequence), expected["c.aggregate"])
         decoded = per_frame(published.decoder, sequence)
-        assert_stage("decoder", decoded)
+        assert_match(_reduced(decoded), expected["c.decoder"])
         assert_match(per_frame(published.upsample, decoded), expected["c.y"])
+
+
+def _reduced(stage: torch.Tensor) -> torch.Tensor:
+    return stage.flatten(0, 1)[:, ::3, ::2, ::2]
 
 
 def test_output(published):

@@ -54,15 +54,6 @@ class CallNumber(VideoNet):
         return clip.new_full((1, self.frames_out(clip.shape[1]), *clip.shape[2:]), self.calls / 100)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Threads that wait for each other on a busy machine take longer than work as small as this."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def noise(frames: int, height: int = 8, width: int = 8) -> Tensor:
     return torch.rand(frames, 3, height, width, generator=torch.Generator().manual_seed(frames + height + width))
 

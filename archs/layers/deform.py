@@ -78,12 +78,12 @@ def _sample_torch(mode: int, x: Tensor, query: Tensor, displacement: Tensor, wei
     groups, taps = displacement.shape[1:3]
     rows = torch.arange(h, device=x.device, dtype=torch.float32)[:, None]
     columns = torch.arange(w, device=x.device, dtype=torch.float32)
-    # grid_sample wants (x, y) with -1 and 1 at the centres of the outermost pixels (align_corners=True)
-    grid_y = (displacement[:, :, :, 0] + rows) * (2 / max(h - 1, 1)) - 1
-    grid_x = (displacement[:, :, :, 1] + columns) * (2 / max(w - 1, 1)) - 1
+    # grid_sample wants (x, y) with -1 and 1 at the image's edges (align_corners=False, which works for one row, too)
+    grid_y = (displacement[:, :, :, 0] + rows) * (2 / h) + (1 / h - 1)
+    grid_x = (displacement[:, :, :, 1] + columns) * (2 / w) + (1 / w - 1)
     grid = torch.stack([grid_x, grid_y], dim=-1).reshape(b * groups, taps * h, w, 2)
     folded = x.float().reshape(b * groups, c // groups, h, w)
-    sampled = F.grid_sample(folded, grid, mode="bilinear", padding_mode="zeros", align_corners=True)
+    sampled = F.grid_sample(folded, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     sampled = sampled.view(b, groups, c // groups, taps, h, w) * weight.unsqueeze(2)
     sampled = sampled.flatten(1, 2)  # (B, C, K, H, W)
     if mode == DOT:

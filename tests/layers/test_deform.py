@@ -95,10 +95,7 @@ def test_values_and_gradients(backend, groups, size, operation):
 
 
 @pytest.mark.parametrize("size", [(1, 5), (5, 1), (1, 1)])
-def test_a_single_row_or_column(backend, size, request):
-    if backend == "torch":
-        reason = "grid_sample with align_corners=True cannot leave the only row: the size minus one is its unit"
-        request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
+def test_a_single_row_or_column(backend, size):
     assert_as_defined(random_case(1, size), "sample")
 
 
