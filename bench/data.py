@@ -1,4 +1,4 @@
-"""Samples a second of the training sets on this machine: python bench/data.py [--source FOLDER] [--seconds 3].
+"""Samples a second of the training sets on this machine: python -m bench.data [--source FOLDER] [--seconds 3].
 
 Makes a small tree of septuplets (PNG), its databases (image files, raw pixels; truth and low resolution) and a video,
 from the clips of --source or from the embedded sample clip, and reads samples of 7 x 128 x 128 with one process, files

@@ -1,4 +1,4 @@
-"""Time of networks on this machine: python bench/speed.py [stdan stdan_s ...] [--precision bf16] [--threads 2].
+"""Time of networks on this machine: python -m bench.speed [stdan stdan_s ...] [--precision bf16] [--threads 2].
 
 One window of 4 x 64 x 112 -> 7 x 256 x 448, best of several runs, beside a plain 3x3 convolution of the same run
 (64 -> 64 channels, 256 x 448, channels-last): quote ratios, since machines are shared and noisy. Names are entries of
