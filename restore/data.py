@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 
+from restore import distributed
 from restore.clip_sources import StoredClip, TrainingClip, lazy_clip, store, to_bytes
 from restore.crops import ClipCrops, Sample
 from restore.sample import sample_clip
@@ -21,7 +22,7 @@ from restore.trees import find_clips, nested, paired, reds, septuplets, train_li
 
 __all__ = [
     *("DATASETS", "REDS", "ClipCrops", "ClipFolder", "GoPro", "Mixed", "Sample", "SampleClips", "StoredClip"),
-    *("Vimeo90K", "clip_folder", "find_clips", "sample_clips", "store", "training_batches"),
+    *("Vimeo90K", "SampleNumbers", "find_clips", "store", "training_batches"),
 ]
 
 REDS_HELD_OUT = {
@@ -224,13 +225,35 @@ DATASETS: dict[str, Callable[..., ClipCrops]] = {
     "Mixed": Mixed,
 }
 
-clip_folder, sample_clips = ClipFolder, SampleClips  # as functions that give a training set
+@dataclass(frozen=True)
+class SampleNumbers(Sampler[int]):
+    """The numbers of this process's samples for the iterations ``first`` .. ``last`` - 1.
+
+    An iteration takes world_size * accumulate * batch consecutive numbers, so that two processes see together what
+    one with twice the batch would see.
+    """
+
+    first: int
+    last: int
+    batch: int
+    accumulate: int = 1
+
+    def __iter__(self) -> Iterator[int]:
+        """The numbers in order."""
+        for part in range(self.first * self.accumulate, self.last * self.accumulate):
+            start = (part * distributed.world_size() + distributed.rank()) * self.batch
+            yield from range(start, start + self.batch)
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return (self.last - self.first) * self.batch * self.accumulate
 
 
 def training_batches(
-    samples: ClipCrops, *, first: int, last: int, batch: int, workers: int, seed: int
+    samples: ClipCrops, numbers: SampleNumbers, *, workers: int, seed: int, pin_memory: bool = False
 ) -> Iterator[dict[str, Any]]:
-    """Batches for the iterations ``first`` .. ``last`` - 1, each {"lq", "gt", "name"}."""
+    """Batches of the samples of these numbers, each {"lq", "gt", "name"}."""
     samples.seed = seed
-    numbers = range(first * batch, last * batch)
-    return iter(DataLoader(samples, batch, sampler=numbers, num_workers=workers, drop_last=True))
+    return iter(
+        DataLoader(samples, numbers.batch, sampler=numbers, num_workers=workers, pin_memory=pin_memory)
+    )

@@ -137,7 +137,6 @@ class ValOptions:
     """Validation: during training every ``val_freq`` iterations; on every set of ``datasets`` but ``train``."""
 
     val_freq: int | None = ranged(None, low=1)
-    window: int = ranged(4, low=1)
     tile: int | None = ranged(None, low=8)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
     save_img: bool = False

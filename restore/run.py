@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
@@ -141,18 +141,6 @@ def clip_gradients(network: nn.Module, limit: float | None) -> Tensor:
 def count_parameters(network: nn.Module) -> int:
     """Trainable and frozen parameters together."""
     return sum(parameter.numel() for parameter in network.parameters())
-
-
-def sample_numbers(first: int, last: int, *, batch: int, accumulate: int) -> Iterator[int]:
-    """The samples of this process for the iterations ``first`` .. ``last`` - 1.
-
-    An iteration takes world_size * accumulate * batch consecutive numbers, so that two processes see together what
-    one with twice the batch would see.
-    """
-    processes = distributed.world_size()
-    for part in range(first * accumulate, last * accumulate):
-        start = (part * processes + distributed.rank()) * batch
-        yield from range(start, start + batch)
 
 
 def _random_state() -> dict[str, Tensor]:

@@ -14,12 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Sampler
 
 from archs import VideoNet
 from restore import distributed
 from restore.checkpoint import save_network
-from restore.data import DATASETS, ClipCrops
+from restore.data import DATASETS, ClipCrops, SampleNumbers, training_batches
 from restore.device import autocast, pick_device
 from restore.evaluation import TEST_SETS, ClipScore, evaluate, mean_over_clips, network_restorer
 from restore.experiment import Experiment
@@ -28,7 +27,7 @@ from restore.losses import LOSSES
 from restore.memory import keep_freed_memory
 from restore.options import OptionError, Options, TrainOptions, check_arguments, construct
 from restore.progress import Meter
-from restore.run import Run, begin, clip_gradients, count_parameters, sample_numbers
+from restore.run import Run, begin, clip_gradients, count_parameters
 from restore.schedule import ramp
 
 log = logging.getLogger("restore")
@@ -53,7 +52,6 @@ def train(options: Options) -> None:
     experiment = Experiment(Path(options.path.experiments) / options.name)
     run = begin(options, pick_device(options.device))
     samples = construct(DATASETS, options.train_set.dataset, "datasets.train")
-    samples.seed = options.manual_seed
     if distributed.is_main():
         experiment.claim(options)
         console_logger(file=experiment.folder / "train.log")
@@ -122,16 +120,14 @@ class Loop:
                 return
 
     def _batches(self) -> Iterator[Batch]:
-        loader = self.options.train_set
-        numbers = Numbers(self.run.iteration, self.recipe.total_iter, loader.batch_size_per_gpu, self.recipe.accum_iter)
-        return iter(
-            DataLoader(
-                self.samples,
-                loader.batch_size_per_gpu,
-                sampler=numbers,
-                num_workers=loader.num_worker_per_gpu,
-                pin_memory=self.run.device.type == "cuda",
-            )
+        loader, recipe = self.options.train_set, self.recipe
+        numbers = SampleNumbers(self.run.iteration, recipe.total_iter, loader.batch_size_per_gpu, recipe.accum_iter)
+        return training_batches(
+            self.samples,
+            numbers,
+            workers=loader.num_worker_per_gpu,
+            seed=self.options.manual_seed,
+            pin_memory=self.run.device.type == "cuda",
         )
 
     def _step(self, parts: Sequence[Batch]) -> dict[str, float]:
@@ -236,21 +232,6 @@ def validate(network: VideoNet, options: Options, where: str, section: Any, imag
         else:
             scores += result
     return [score for part in distributed.gather(scores) for score in part]
-
-
-class Numbers(Sampler[int]):
-    """`restore.run.sample_numbers` as PyTorch's loader wants it."""
-
-    def __init__(self, first: int, last: int, batch: int, accumulate: int) -> None:
-        self.first, self.last, self.batch, self.accumulate = first, last, batch, accumulate
-
-    def __iter__(self) -> Iterator[int]:
-        """The numbers in order."""
-        return sample_numbers(self.first, self.last, batch=self.batch, accumulate=self.accumulate)
-
-    def __len__(self) -> int:
-        """How many there are."""
-        return (self.last - self.first) * self.batch * self.accumulate
 
 
 class StopRequests:

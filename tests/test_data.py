@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from restore.data import ClipCrops, clip_folder, find_clips, sample_clips, store, training_batches
+from restore.data import ClipCrops, ClipFolder, SampleClips, SampleNumbers, find_clips, store, training_batches
 from restore.degrade import imresize, quantize
 from restore.writers import FrameFolderWriter, VideoWriter
 
@@ -72,7 +72,7 @@ def test_batches_continue_where_they_stopped():
     def names(first: int, last: int, workers: int) -> list[list[str]]:
         return [
             batch["name"]
-            for batch in training_batches(crops(), first=first, last=last, batch=2, workers=workers, seed=7)
+            for batch in training_batches(crops(), SampleNumbers(first, last, 2), workers=workers, seed=7)
         ]
 
     whole = names(0, 6, 0)
@@ -87,7 +87,7 @@ def test_a_folder_of_videos_and_frame_folders(tmp_path):
             writer.write(frame)
     write_folder(tmp_path / "stills" / "two", frames)
     assert {clip.name for clip in find_clips(str(tmp_path))} == {"one", "two"}
-    samples = clip_folder(dataroot_gt=str(tmp_path), num_frame=5, gt_size=32, exclude=("one",))
+    samples = ClipFolder(dataroot_gt=str(tmp_path), num_frame=5, gt_size=32, exclude=("one",))
     assert [clip.name for clip in samples.clips] == ["two"]
     np.testing.assert_array_equal(samples.clips[0].gt, gradient_clip())
 
@@ -105,9 +105,9 @@ def test_a_folder_of_videos_and_frame_folders(tmp_path):
 def test_errors(tmp_path, arguments, message):
     write_folder(tmp_path / "two", gradient_clip(5).float() / 255)
     with pytest.raises(ValueError, match=message):
-        clip_folder(**{"dataroot_gt": str(tmp_path), "num_frame": 5, "gt_size": 32, **arguments})
+        ClipFolder(**{"dataroot_gt": str(tmp_path), "num_frame": 5, "gt_size": 32, **arguments})
 
 
 def test_sample_clips_need_no_files():
-    samples = sample_clips(clips=1, frames=5, height=48, width=64, num_frame=5, gt_size=32)
+    samples = SampleClips(clips=1, frames=5, height=48, width=64, num_frame=5, gt_size=32)
     assert samples[0]["gt"].shape == (5, 3, 32, 32)

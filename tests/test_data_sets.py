@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from restore.clip_sources import FolderStore, FrameClip, Frames, SampleError, reduced
 from restore.crops import ClipCrops
-from restore.data import DATASETS, REDS, ClipFolder, GoPro, Mixed, Vimeo90K, store, training_batches
+from restore.data import DATASETS, REDS, ClipFolder, GoPro, Mixed, SampleNumbers, Vimeo90K, store, training_batches
 from restore.lmdb_make import main as lmdb_make
 from restore.lmdb_store import close_all
 from restore.schema import Component, OptionError, construct
@@ -132,7 +132,7 @@ def test_a_database_without_a_list_of_keys_lists_them_itself(databases, tmp_path
 
 def test_workers_open_a_database_of_their_own(databases):
     def names_and_sums(workers: int) -> list:
-        batches = training_batches(samples, first=0, last=3, batch=2, workers=workers, seed=5)
+        batches = training_batches(samples, SampleNumbers(0, 3, 2), workers=workers, seed=5)
         return [(batch["name"], float(batch["gt"].sum())) for batch in batches]
 
     samples = Vimeo90K(dataroot_gt=str(databases / "gt.lmdb"), **SMALL)
@@ -248,7 +248,7 @@ def test_unreadable_files_are_replaced_by_what_seed_and_number_say(damaged, capl
     def names(workers: int) -> list[list[str]]:
         samples = ClipFolder(dataroot_gt=str(damaged), cache_data=False, **SMALL)
         (damaged / "1" / "2.png").unlink(missing_ok=True)
-        return [b["name"] for b in training_batches(samples, first=0, last=20, batch=2, workers=workers, seed=1)]
+        return [b["name"] for b in training_batches(samples, SampleNumbers(0, 20, 2), workers=workers, seed=1)]
 
     with caplog.at_level(logging.WARNING, "restore"):
         alone = names(0)

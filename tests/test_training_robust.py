@@ -13,10 +13,11 @@ from torch import nn
 
 import train as command
 from restore import training
+from restore.data import SampleNumbers
 from restore.experiment import Experiment
 from restore.losses import LOSSES, CharbonnierLoss
 from restore.options import load_options
-from restore.run import begin, sample_numbers
+from restore.run import begin
 
 NO_VALIDATION = "val.val_freq=null"
 
@@ -124,7 +125,8 @@ def test_two_processes_equal_one_with_twice_the_batch(options_file, reduction):
 
 
 def test_processes_share_the_samples():
-    assert list(sample_numbers(2, 4, batch=2, accumulate=2)) == list(range(8, 16))
+    numbers = SampleNumbers(2, 4, 2, accumulate=2)
+    assert list(numbers) == list(range(8, 16)) and len(numbers) == 8
 
 
 def test_groups_have_rates_and_freeze(options_file):
