@@ -4,6 +4,7 @@ A class's constructor keywords are the keys of its section; those of `ClipCrops`
 frames) belong to every set. Frames are read when a sample needs them, unless ``cache_data`` keeps a set in memory.
 """
 
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import islice
@@ -255,5 +256,18 @@ def training_batches(
     """Batches of the samples of these numbers, each {"lq", "gt", "name"}."""
     samples.seed = seed
     return iter(
-        DataLoader(samples, numbers.batch, sampler=numbers, num_workers=workers, pin_memory=pin_memory)
+        DataLoader(
+            samples,
+            numbers.batch,
+            sampler=numbers,
+            num_workers=workers,
+            pin_memory=pin_memory,
+            worker_init_fn=_leave_signals_to_the_loop,
+        )
     )
+
+
+def _leave_signals_to_the_loop(worker: int) -> None:
+    """Ctrl-C and Slurm signal every process at once; a worker that died of it would take the unsaved run along."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

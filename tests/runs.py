@@ -57,4 +57,5 @@ def start(arguments: list[str], *, launcher: list[str] | None = None, prelude: s
         script.write_text(code)
         command = [sys.executable, *launcher, str(script), *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, env=environment, text=True, start_new_session=True, **pipes)

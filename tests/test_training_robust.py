@@ -1,6 +1,7 @@
 """Training when things go wrong, and in several processes: nothing is lost, nothing differs."""
 
 import json
+import os
 import resource
 import signal
 import time
@@ -73,12 +74,14 @@ def test_a_nan_before_anything_was_saved(options_file, capsys, breaking):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_save_first(options_file, number):
-    process = start(arguments(options_file, "train.total_iter=100000", "logger.save_checkpoint_freq=100000"))
+    """As Ctrl-C and Slurm send them: to every process, the loader's workers too."""
+    many = ["train.total_iter=100000", "logger.save_checkpoint_freq=100000", "datasets.train.num_worker_per_gpu=1"]
+    process = start(arguments(options_file, *many))
     log = options_file.parent / "runs" / "tiny" / "log.jsonl"
     deadline = time.monotonic() + 60
     while not log.exists() and time.monotonic() < deadline:
         time.sleep(0.1)
-    process.send_signal(number)
+    os.killpg(process.pid, number)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130
     (iteration,) = states(log.parent)
