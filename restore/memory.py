@@ -12,8 +12,9 @@ _MALLOPT = {-8: 1, -4: 0, -1: 2**31 - 1, -2: 2**29}  # arena_max, mmap_max, trim
 def keep_freed_memory() -> bool:
     """Tell glibc to keep what is freed; True where that is possible.
 
-    By default every tensor of a training step is mapped anew and its pages are faulted in one by one: on a CPU up to
-    half of a step (measured: 2.8 s against 5.0 s for the first steps of a small network). Other systems are left alone.
+    By default large tensors are mapped anew in every training step and their pages faulted in one by one. Measured for
+    a small network on one core: 2.54 s a step with no page faults, against 2.84 s with about 100,000. Other systems are
+    left alone.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -61,7 +61,7 @@ class OptimizerOptions:
 
 @dataclass(frozen=True)
 class SchedulerOptions:
-    """Learning rate over time; `restore.training.learning_rate` is the formula."""
+    """Learning rate over time; `restore.schedule.learning_rate` is the formula."""
 
     type: Literal["CosineAnnealingRestartLR", "MultiStepLR", "Constant"] = "Constant"
     periods: tuple[int, ...] = ()

@@ -6,12 +6,11 @@ import sys
 from pathlib import Path
 
 import torch
+from tiny import ROOT
 
 from restore.checkpoint import load_network
 from restore.options import load_options
 from restore.training import train
-
-ROOT = Path(__file__).parents[1]
 
 OPTIONS = """
 name: tiny

@@ -3,8 +3,9 @@
 Two frames are matched about the instant between them: for a displacement d the earlier frame at p - d is compared
 with the later one at p + d, over a small window, coarse to fine; a soft minimum over the candidates is the estimate
 and a few convolutions refine it. Nothing of this is in the published STDAN: it is our addition for compact networks,
-after the classical symmetric block matching of frame-rate conversion. Measured on real clips: a network that learns
-offsets from zero moves by 0.07 px after 900 iterations, one that starts from correlation by 0.67 px after 100.
+after the classical symmetric block matching of frame-rate conversion. Measured with another small network on real
+clips: one that learns offsets from zero moves by 0.07 px after 900 iterations, one that starts from correlation by
+0.67 px after 100.
 
 Flows are float32 (dy, dx) in pixels of the low-resolution grid and say where to sample: `warp(frame, flow)`.
 """
