@@ -14,14 +14,18 @@ def main(argv: list[str] | None = None) -> int:
         "--launcher", choices=["none", "pytorch", "slurm"], default="none", help="how several processes were started"
     )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override an option")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="build everything, run one batch, print what the run would cost"
+    )
     arguments = parser.parse_args(argv)
     from restore import distributed  # heavy: after the arguments are known to be good
+    from restore.dry_run import dry_run
     from restore.training import Interrupted, train
 
     try:
         options = load_options(arguments.opt, arguments.set)
         with distributed.processes(arguments.launcher):
-            train(options)
+            (dry_run if arguments.dry_run else train)(options)
     except ValueError as error:
         return complain(f"error: {error}", 2)
     except OSError as error:

@@ -7,29 +7,15 @@ ARCHS (random weights, published size) or shipped models and files.
 
 import argparse
 import json
-import time
-from collections.abc import Callable
 
 import torch
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
 from archs import ARCHS, VideoNet
 from restore.checkpoint import load_network
+from restore.cost import best_seconds, count_gmac, count_parameters
 from restore.device import autocast
 from restore.memory import keep_freed_memory, peak_memory_mb
-from restore.run import count_parameters
-
-
-def best_seconds(work: Callable[[], object], runs: int) -> float:
-    """The least wall time of ``runs`` after one to warm up."""
-    work()
-    times = []
-    for _ in range(runs):
-        started = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - started)
-    return min(times)
 
 
 def convolution_gflops(precision: str) -> float:
@@ -45,11 +31,9 @@ def measure(name: str, precision: str, runs: int, rate: float) -> dict[str, obje
     network: VideoNet = ARCHS[name]().eval() if name in ARCHS else load_network(name)
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     clip = torch.rand(1, 4, 3, 64, 112)
-    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        network(clip)
     with torch.inference_mode(), autocast(torch.device("cpu"), precision):
         seconds = best_seconds(lambda: network(clip), runs)
-    gmac = counter.get_total_flops() / 2e9
+    gmac = count_gmac(network, 4, 64, 112)
     return {
         "network": name,
         "precision": precision,

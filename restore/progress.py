@@ -2,7 +2,8 @@
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,13 @@ class Meter:
         self.options, self.experiment, self.total = options, experiment, total
         assert options.train is not None
         self.samples = options.train_set.batch_size_per_gpu * options.train.accum_iter * distributed.world_size()
-        self.board = tensorboard(options) if distributed.is_main() else None
         self.restart()
+
+    @cached_property
+    def board(self) -> Any:
+        """TensorBoard's writer where there is one; made with the first figures, since it opens a file."""
+        wanted = self.options.logger.use_tb_logger and distributed.is_main()
+        return summary_writer()(Path("tb_logger") / self.options.name) if wanted else None
 
     def restart(self) -> None:
         """Forget what was counted since the last line."""
@@ -80,12 +86,10 @@ class Meter:
                 self.board.add_scalar(key, value, iteration)
 
 
-def tensorboard(options: Options) -> Any:
-    """A TensorBoard writer if the options ask for one, else None; ValueError where the package is missing."""
-    if not options.logger.use_tb_logger:
-        return None
+def summary_writer() -> Callable[..., Any]:
+    """TensorBoard's class that writes; ValueError where the package is missing."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise ValueError("logger.use_tb_logger needs TensorBoard: pip install tensorboard") from error
-    return SummaryWriter(Path("tb_logger") / options.name)
+    return SummaryWriter

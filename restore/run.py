@@ -138,11 +138,6 @@ def clip_gradients(network: nn.Module, limit: float | None) -> Tensor:
     return nn.utils.clip_grad_norm_(network.parameters(), limit or math.inf)
 
 
-def count_parameters(network: nn.Module) -> int:
-    """Trainable and frozen parameters together."""
-    return sum(parameter.numel() for parameter in network.parameters())
-
-
 def _random_state() -> dict[str, Tensor]:
     state = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from archs import VideoNet
 from restore import distributed
 from restore.checkpoint import save_network
+from restore.cost import count_parameters
 from restore.data import DATASETS, ClipCrops, SampleNumbers, training_batches
 from restore.device import autocast, pick_device
 from restore.evaluation import TEST_SETS, ClipScore, evaluate, mean_over_clips, network_restorer
@@ -26,8 +27,8 @@ from restore.log import console_logger
 from restore.losses import LOSSES
 from restore.memory import keep_freed_memory
 from restore.options import OptionError, Options, TrainOptions, check_arguments, construct
-from restore.progress import Meter
-from restore.run import Run, begin, clip_gradients, count_parameters
+from restore.progress import Meter, summary_writer
+from restore.run import Run, begin, clip_gradients
 from restore.schedule import ramp
 
 log = logging.getLogger("restore")
@@ -47,8 +48,7 @@ def train(options: Options) -> None:
     """
     recipe = check(options)
     keep_freed_memory()
-    if options.num_threads:
-        torch.set_num_threads(options.num_threads)
+    use_threads(options)
     experiment = Experiment(Path(options.path.experiments) / options.name)
     run = begin(options, pick_device(options.device))
     samples = construct(DATASETS, options.train_set.dataset, "datasets.train")
@@ -73,7 +73,15 @@ def check(options: Options) -> TrainOptions:
         check_arguments(TEST_SETS, section, f"datasets.{name}")
     for name, term in options.train.terms.items():
         check_arguments(LOSSES, term.loss, f"train.losses.{name}")
+    if options.logger.use_tb_logger:
+        summary_writer()
     return options.train
+
+
+def use_threads(options: Options) -> None:
+    """As many threads of the CPU as the options say."""
+    if options.num_threads:
+        torch.set_num_threads(options.num_threads)
 
 
 class Loop:
@@ -104,13 +112,13 @@ class Loop:
     def _iterate(self, stop: "StopRequests") -> None:
         run = self.run
         run.network.train()
-        batches = self._batches()
+        batches = self.batches()
         self.meter.restart()
         for parts in iter(lambda: [next(batches) for _ in range(self.recipe.accum_iter)], None):
             run.iteration += 1
             self.meter.waited()
             if run.iteration not in self.skipped:
-                self.meter.stepped(run, self._step(parts))
+                self.meter.stepped(run, self.step(parts))
             done = run.iteration == self.recipe.total_iter
             stopping = distributed.any_of(stop.requested, run.device)
             self._save(done=done, stopping=stopping)
@@ -119,7 +127,8 @@ class Loop:
             if done:
                 return
 
-    def _batches(self) -> Iterator[Batch]:
+    def batches(self) -> Iterator[Batch]:
+        """This process's batches from the next iteration on."""
         loader, recipe = self.options.train_set, self.recipe
         numbers = SampleNumbers(self.run.iteration, recipe.total_iter, loader.batch_size_per_gpu, recipe.accum_iter)
         return training_batches(
@@ -130,7 +139,7 @@ class Loop:
             pin_memory=self.run.device.type == "cuda",
         )
 
-    def _step(self, parts: Sequence[Batch]) -> dict[str, float]:
+    def step(self, parts: Sequence[Batch]) -> dict[str, float]:
         """One optimiser step on the batches ``parts``; the losses, weighted, and the gradient's norm."""
         run, recipe = self.run, self.recipe
         run.set_rates(recipe)

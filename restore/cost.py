@@ -1,0 +1,48 @@
+"""What a network costs: parameters, multiply-adds, time, as tables print them."""
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from archs import VideoNet
+
+
+def count_parameters(network: nn.Module) -> int:
+    """Trainable and frozen parameters together."""
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def count_gmac(network: VideoNet, frames: int, height: int, width: int) -> float:
+    """Multiply-adds, in 1e9, of one clip of (frames, height, width) input, counted while it runs.
+
+    Convolutions, matrix products and attention count, as PyTorch's FlopCounterMode has them; sampling, normalisation
+    and activations do not.
+    """
+    parameter = next(network.parameters())
+    clip = torch.zeros(1, frames, 3, height, width, device=parameter.device, dtype=parameter.dtype)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(clip)
+    return counter.get_total_flops() / 2e9
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what was asked of it, so that a clock can be read."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def best_seconds(work: Callable[[], object], runs: int, device: torch.device | None = None) -> float:
+    """The least wall time of ``runs`` after one to warm up."""
+    device = device or torch.device("cpu")
+    work()
+    times = []
+    for _ in range(runs):
+        synchronize(device)
+        started = time.perf_counter()
+        work()
+        synchronize(device)
+        times.append(time.perf_counter() - started)
+    return min(times)
