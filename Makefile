@@ -22,10 +22,10 @@ $(VENV)/.runtime: requirements.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 
-# basicsr and torchvision are referees of the tests; installed so that they pull in no second torch
+# basicsr, torchvision and lpips are referees of the tests; installed so that they pull in no second torch
 $(VENV)/.dev: requirements-dev.txt $(VENV)/.runtime
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
-	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps torchvision==0.28.0
+	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps torchvision==0.28.0 lpips==0.1.4
 	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation basicsr==1.4.2
 	touch $@
 

@@ -1,11 +1,14 @@
-"""Score networks on ground-truth clips: python test.py -opt options/test_vid4.yml [--set networks=[my.safetensors]]."""
+"""Score networks on ground truth: python test.py -opt options/test_vid4.yml [--results theirs/] [--report page.html].
+
+Figures of finished clips are kept in results/<name>/, so that an interrupted run continues; torchrun shares the clips.
+"""
 
 import argparse
-import json
+import shlex
 import sys
 from pathlib import Path
 
-from restore.options import Options, load_options
+from restore.options import load_options
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -13,53 +16,37 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Score networks by the protocol that an options file names.")
     parser.add_argument("-opt", "--opt", required=True, metavar="FILE", help="options file, e.g. options/test_vid4.yml")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override an option")
+    parser.add_argument(
+        "--results", action="append", default=[], metavar="[NAME=]DIR", help="score results that are on disk, too"
+    )
+    parser.add_argument("--report", type=Path, metavar="FILE", help="write a page with tables, curves and pictures")
+    parser.add_argument(
+        "--claimed", type=float, metavar="DB", help="a published PSNR: say which convention (RGB, crop ...) meets it"
+    )
+    parser.add_argument("--anew", action="store_true", help="forget the figures of an earlier run")
+    parser.add_argument(
+        "--launcher", choices=["none", "pytorch", "slurm"], default="none", help="how several processes were started"
+    )
     arguments = parser.parse_args(argv)
+    command = shlex.join(["python", "test.py", *(sys.argv[1:] if argv is None else argv)])
+    from restore import distributed  # heavy: after the arguments are known to be good
+    from restore.scoring import score
+
     try:
-        return score(load_options(arguments.opt, arguments.set))
+        options = load_options(arguments.opt, arguments.set)
+        with distributed.processes(arguments.launcher):
+            whole = score(
+                options,
+                results=arguments.results,
+                report=arguments.report,
+                claimed=arguments.claimed,
+                anew=arguments.anew,
+                command=command,
+            )
     except ValueError as error:
         print(f"test.py: error: {error}", file=sys.stderr)
         return 2
-
-
-def score(options: Options) -> int:
-    """Score all that ``options`` name; the figures are printed and written to results/<name>/."""
-    from restore import evaluation  # heavy: after the options are known to be good
-    from restore.checkpoint import load_network, replacing
-    from restore.device import pick_device
-    from restore.memory import keep_freed_memory
-    from restore.options import OptionError, construct
-
-    keep_freed_memory()
-    device = pick_device(options.device)
-    methods: dict[str, evaluation.Restorer] = {}
-    if options.baseline:
-        methods[evaluation.BASELINE] = evaluation.bicubic_average
-    for name in options.networks:
-        network = load_network(name, device=device)
-        methods[Path(name).stem] = evaluation.network_restorer(
-            network, device, tile=options.val.tile, precision=options.val.precision
-        )
-    if not methods or not options.test_sets:
-        raise OptionError("nothing to score: give networks (or baseline: true) and a data set, e.g. datasets.test")
-    bad = False
-    folder = Path("results") / options.name
-    for where, section in options.test_sets.items():
-        clips = construct(evaluation.TEST_SETS, section, f"datasets.{where}")
-        print(f"{where}: {evaluation.PROTOCOL.format(scale=options.scale)}", flush=True)
-        scores = []
-        images = folder / "images" if options.val.save_img else None
-        for clip, result in evaluation.evaluate(clips, methods, scale=options.scale, images=images):
-            if isinstance(result, ValueError):
-                bad = True
-                print(f"test.py: error: {clip}: {result}", file=sys.stderr)
-                continue
-            scores += result
-            print(f"{clip}: " + ", ".join(f"{s.method} {s.mean('psnr'):.3f} dB {s.seconds:.0f} s" for s in result))
-        if scores:
-            print(evaluation.table(scores), flush=True)
-            with replacing(folder / f"{where}.json") as temporary:
-                temporary.write_text(json.dumps(evaluation.as_record(scores, options.scale), indent=1))
-    return 2 if bad else 0
+    return 0 if whole else 2
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from restore.options import load_options
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Read the options and train; 2 for bad input, with one line that says why."""
+    """Read the options and train; with a line that says why, 2 for bad input, 1 for a failure, 130 if asked to stop."""
     parser = argparse.ArgumentParser(description="Train a network as an options file says; run again to continue.")
     parser.add_argument("-opt", "--opt", required=True, metavar="FILE", help="options file, e.g. options/sample.yml")
     parser.add_argument(
@@ -20,20 +20,23 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     from restore import distributed  # heavy: after the arguments are known to be good
     from restore.dry_run import dry_run
-    from restore.training import Interrupted, train
+    from restore.interruptions import Interrupted, LoaderError, loader_errors
+    from restore.training import train
 
     try:
         options = load_options(arguments.opt, arguments.set)
-        with distributed.processes(arguments.launcher):
+        with distributed.processes(arguments.launcher), loader_errors():
             (dry_run if arguments.dry_run else train)(options)
     except ValueError as error:
         return complain(f"error: {error}", 2)
     except OSError as error:
         return complain(f"error: {error}; what was saved before is intact", 2)
-    except FloatingPointError as error:
+    except (FloatingPointError, LoaderError, distributed.LostProcess) as error:
         return complain(f"stopped: {error}", 1)
     except Interrupted as reason:
         return complain(str(reason), 130)
+    except KeyboardInterrupt:
+        return complain("ended at once; what was saved before is intact", 130)
     return 0
 
 

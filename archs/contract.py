@@ -24,6 +24,15 @@ class VideoNet(nn.Module):
         """Parts whose activations are worth computing twice to save memory in training."""
         return list(self.children())
 
+    def auxiliary_losses(self) -> dict[str, Tensor]:
+        """What the last forward pass in training mode wants minimised beside the pictures: unweighted scalars by name.
+
+        For `restore.losses.AuxiliaryLoss`. A network that has any assigns each to an attribute when `forward` runs in
+        training mode, and gives them here. Assigned, not appended, so that passes which are recomputed leave one value;
+        an attribute of the network itself, so that it is found however the network is wrapped or compiled.
+        """
+        return {}
+
     def check_clip(self, clip: Float[Tensor, "b t 3 h w"]) -> None:
         """Raise ValueError, naming the rule, for a clip this network cannot take."""
         frames, channels, height, width = clip.shape[1:]

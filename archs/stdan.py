@@ -17,16 +17,20 @@ from archs.layers.blocks import UPSAMPLERS, BicubicUpsample, conv3x3, interleave
 from archs.layers.deform_attention import DeformableAttention
 from archs.layers.feature_interpolation import FeatureInterpolation
 from archs.layers.motion_prior import CorrelationMotion, MiddleMotion
+from archs.layers.propagation import Propagation, ResidualTrunk, WarpedMiddle
 from archs.layers.window_attention import SwinTrunk
 
 
 class STDAN(VideoNet):
     """(B, T, 3, h, w) -> (B, 2T-1, 3, 4h, 4w); output 2i is input i, output 2i+1 the frame half-way to i+1.
 
-    ``channels`` .. ``drop_path`` size the network; the defaults are the published ones. Three keywords depart from
+    ``channels`` .. ``drop_path`` size the network; the defaults are the published ones. Some keywords depart from
     it for networks with little training: ``skip="bicubic"`` adds the upscaled input (middle frames: its neighbours
     merged), ``motion_prior="correlation"`` starts all alignment from block matching, and ``temporal_radius`` limits
-    the frames that attend to each other. ValueError for sizes that do not fit each other.
+    the frames that attend to each other. Three more put convolutions in the place of attention, for networks that have
+    to be fast: ``trunk="residual"`` (depths are numbers of blocks), ``between="warp"`` and ``exchange="propagation"``
+    (of ``propagation_depth`` blocks), the latter two along the flows of the motion prior. ValueError for sizes and
+    choices that do not fit each other.
     """
 
     scale = 4
@@ -53,23 +57,47 @@ class STDAN(VideoNet):
         temporal_radius: int | None = None,
         skip: Literal["bicubic"] | None = None,
         motion_prior: Literal["correlation"] | None = None,
+        trunk: Literal["swin", "residual"] = "swin",
+        between: Literal["lstfi", "warp"] = "lstfi",
+        exchange: Literal["attention", "propagation"] = "attention",
+        propagation_depth: int = 4,
     ) -> None:
         super().__init__()
-        _check_choices(upsampler, skip, motion_prior)
+        _check_choices(upsampler=upsampler, skip=skip, motion_prior=motion_prior, trunk=trunk, between=between,
+                       exchange=exchange)  # fmt: skip
         if channels % deform_groups:
             raise ValueError(f"channels={channels} does not divide by deform_groups={deform_groups}")
-        trunk = partial(SwinTrunk, heads=heads, window=window, mlp_ratio=mlp_ratio, drop_path=drop_path)
+        swin = partial(SwinTrunk, heads=heads, window=window, mlp_ratio=mlp_ratio, drop_path=drop_path)
         self.embed = conv3x3(3, channels)
-        self.encoder = trunk(channels, embed_dim, encoder_depths)
-        self.interpolate = FeatureInterpolation(channels, levels, deform_groups)
-        self.aggregate = DeformableAttention(channels, embed_dim, deform_groups, top_k=top_k, radius=temporal_radius)
-        self.decoder = trunk(channels, embed_dim, decoder_depths)
+        self.encoder: SwinTrunk | ResidualTrunk
+        self.decoder: SwinTrunk | ResidualTrunk
+        self.interpolate: FeatureInterpolation | WarpedMiddle
+        self.aggregate: DeformableAttention | Propagation
+        if trunk == "swin":
+            self.encoder = swin(channels, embed_dim, encoder_depths)
+        else:
+            self.encoder = ResidualTrunk(channels, channels, sum(encoder_depths))
+        if between == "lstfi":
+            self.interpolate = FeatureInterpolation(channels, levels, deform_groups)
+        else:
+            self.interpolate = WarpedMiddle(channels)
+        if exchange == "attention":
+            radius = temporal_radius
+            self.aggregate = DeformableAttention(channels, embed_dim, deform_groups, top_k=top_k, radius=radius)
+        else:
+            self.aggregate = Propagation(channels, propagation_depth)
+        if trunk == "swin":
+            self.decoder = swin(channels, embed_dim, decoder_depths)
+        else:
+            self.decoder = ResidualTrunk(channels, channels, sum(decoder_depths))
         self.upsample = UPSAMPLERS[upsampler](channels, self.scale, upsample_width)
         self.motion = CorrelationMotion() if motion_prior else None
         self.skip = BicubicUpsample(self.scale) if skip else None
         if skip:  # training starts at the upscaled input, not at noise
             zero(self.upsample.last)
-        self.multiple_of = max(window, 2 ** (levels - 1), 4 if motion_prior else 1)
+        self.multiple_of = max(
+            window if trunk == "swin" else 1, 2 ** (levels - 1) if between == "lstfi" else 1, 4 if motion_prior else 1
+        )
 
     def forward(self, clip: Float[Tensor, "b t 3 h w"]) -> Float[Tensor, "b 2*t-1 3 4*h 4*w"]:
         """See the class."""
@@ -97,10 +125,20 @@ class STDAN(VideoNet):
         return per_frame(self.skip, interleave(clip.float(), between.float()))
 
 
-def _check_choices(upsampler: str, skip: str | None, motion_prior: str | None) -> None:
-    if upsampler not in UPSAMPLERS:
-        raise ValueError(f"upsampler={upsampler!r} is none of {', '.join(UPSAMPLERS)}")
-    if skip not in (None, "bicubic"):
-        raise ValueError(f"skip={skip!r} is neither 'bicubic' nor null")
-    if motion_prior not in (None, "correlation"):
-        raise ValueError(f"motion_prior={motion_prior!r} is neither 'correlation' nor null")
+_CHOICES: dict[str, tuple[str | None, ...]] = {
+    "upsampler": tuple(UPSAMPLERS),
+    "skip": (None, "bicubic"),
+    "motion_prior": (None, "correlation"),
+    "trunk": ("swin", "residual"),
+    "between": ("lstfi", "warp"),
+    "exchange": ("attention", "propagation"),
+}
+
+
+def _check_choices(**chosen: str | None) -> None:
+    for name, value in chosen.items():
+        if value not in _CHOICES[name]:
+            known = ", ".join("null" if choice is None else choice for choice in _CHOICES[name])
+            raise ValueError(f"{name}={value!r} is none of {known}")
+    if chosen["motion_prior"] is None and (chosen["between"] == "warp" or chosen["exchange"] == "propagation"):
+        raise ValueError("between='warp' and exchange='propagation' follow flows: set motion_prior='correlation'")

@@ -94,6 +94,7 @@ def main() -> None:
             ),
             "video": ClipFolder(dataroot_gt=f"{folder}/film", cache_data=False),
             "memory": Vimeo90K(dataroot_gt=folder, cache_data=True),
+            "memory, real degradations": Vimeo90K(dataroot_gt=folder, cache_data=True, degradation={"type": "real"}),
         }
         for name, samples in sources.items():
             found = rate(samples, arguments.seconds)

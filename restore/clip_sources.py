@@ -59,11 +59,11 @@ class TrainingClip(Protocol):
 
 @dataclass(frozen=True)
 class StoredClip:
-    """A clip in memory, 8 bit: truth and the low resolution made from its whole frames."""
+    """A clip in memory, 8 bit: truth and the low resolution made from its whole frames, unless others make it."""
 
     name: str
     gt: UInt8[Tensor, "t 3 H W"]
-    lq: UInt8[Tensor, "t 3 h w"]
+    lq: UInt8[Tensor, "t 3 h w"] | None = None
 
     @property
     def count(self) -> int:
@@ -79,23 +79,26 @@ class StoredClip:
         """Views of the true frames of these numbers."""
         return [self.gt[i] for i in frames]
 
-    def inputs(self, frames: Sequence[int]) -> Sequence[UInt8[Tensor, "3 h w"]]:
-        """Views of the low-resolution frames of these numbers."""
-        return [self.lq[i] for i in frames]
+    def inputs(self, frames: Sequence[int]) -> Sequence[UInt8[Tensor, "3 h w"]] | None:
+        """Views of the low-resolution frames of these numbers, or None."""
+        return None if self.lq is None else [self.lq[i] for i in frames]
+
+
+def store_truth(name: str, gt: UInt8[Tensor, "t 3 H W"], scale: int) -> StoredClip:
+    """Keep a clip without low resolution, its sizes cut to multiples of ``scale`` at the bottom and the right."""
+    height, width = (extent // scale * scale for extent in gt.shape[2:])
+    return StoredClip(name, gt[:, :, :height, :width].contiguous())
 
 
 def store(
     name: str, gt: UInt8[Tensor, "t 3 H W"], scale: int, lq: UInt8[Tensor, "t 3 h w"] | None = None
 ) -> StoredClip:
-    """Keep a clip with its low resolution, made here unless given.
-
-    Sizes are cut to multiples of ``scale`` at the bottom and the right.
-    """
-    height, width = (extent // scale * scale for extent in gt.shape[2:])
-    gt = gt[:, :, :height, :width].contiguous()
+    """Keep a clip with its low resolution, made here unless given; sizes are cut as in `store_truth`."""
+    gt = store_truth(name, gt, scale).gt
     if lq is None:
         lq = torch.stack([reduced(frame, scale) for frame in gt])
-    return StoredClip(name, gt, lq[:, :, : height // scale, : width // scale].contiguous())
+    height, width = (extent // scale for extent in gt.shape[2:])
+    return StoredClip(name, gt, lq[:, :, :height, :width].contiguous())
 
 
 def reduced(frames: UInt8[Tensor, "*t 3 H W"], scale: int) -> UInt8[Tensor, "*t 3 h w"]:
@@ -227,6 +230,41 @@ class VideoClip:
 
     def inputs(self, frames: Sequence[int]) -> None:
         """Inputs are made from the truth."""
+
+
+@dataclass(frozen=True)
+class WithInputs:
+    """A clip with input frames of its own: one for every ``step``-th true frame."""
+
+    clip: TrainingClip
+    lq: TrainingClip
+    step: int
+
+    @property
+    def name(self) -> str:
+        """Of the true clip."""
+        return self.clip.name
+
+    @property
+    def count(self) -> int:
+        """Number of true frames."""
+        return self.clip.count
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """(height, width) of the true frames."""
+        return self.clip.size
+
+    def truth(self, frames: Sequence[int]) -> Sequence[UInt8[Tensor, "3 H W"]]:
+        """The true frames of these numbers. Raises SampleError."""
+        return self.clip.truth(frames)
+
+    def inputs(self, frames: Sequence[int]) -> Sequence[UInt8[Tensor, "3 h w"]]:
+        """The input frames of these true frames. Raises SampleError, also where one falls between inputs."""
+        between = [frame for frame in frames if frame % self.step]
+        if between:
+            raise SampleError(self.name, f"no input frame for frame {between[0]}: there is one for every {self.step}")
+        return self.lq.truth([frame // self.step for frame in frames])
 
 
 def lazy_clip(clip: Clip, most: int | None) -> TrainingClip:

@@ -4,25 +4,32 @@ A sample depends on the seed and its number alone, not on workers, processes or 
 that continues at iteration n sees exactly what an uninterrupted one would have seen.
 """
 
+import contextlib
 import logging
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
-from typing import TypedDict
+from typing import Any, NamedTuple, TypedDict, get_type_hints
 
+import av
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from restore.clip_sources import SampleError, TrainingClip, reduced
+from restore.degrade_video import DEGRADATIONS, Bicubic, BlurDown, Degradation
+from restore.schema import Component, OptionError, check_arguments, construct, parse
 
 log = logging.getLogger("restore")
 
 APART = 2**40  # between the numbers of a sample and of what replaces it; more than any run has samples
 ATTEMPTS = 100  # at a sample, so that a set without any readable file ends
 REACH = 2  # input pixels around a crop that its low resolution depends on: half the width of the bicubic kernel
+BLOCK = 8  # side of the blocks of JPEG, MPEG-4 and H.264, in pixels
+
+Room = tuple[tuple[int, int], tuple[int, int]]  # input pixels above and below a crop, to the left and to the right
 
 
 class Sample(TypedDict):
@@ -31,6 +38,26 @@ class Sample(TypedDict):
     lq: Tensor
     gt: Tensor
     name: str
+
+
+class Turn(NamedTuple):
+    """Augmentation of one sample: which of these happen, in this order."""
+
+    reverse: bool
+    flip_x: bool
+    flip_y: bool
+    transpose: bool
+
+    def __call__(self, frames: Tensor) -> Tensor:
+        """Turn frames (T, 3, h, w)."""
+        dims = [dim for dim, happens in ((0, self.reverse), (3, self.flip_x), (2, self.flip_y)) if happens]
+        frames = frames.flip(dims) if dims else frames
+        return frames.transpose(2, 3) if self.transpose else frames
+
+    def corner(self, top: int, left: int, height: int, width: int) -> tuple[int, int]:
+        """Where the corner of a square goes that lies at (top, left) and could lie from (0, 0) to (height, width)."""
+        top, left = height - top if self.flip_y else top, width - left if self.flip_x else left
+        return (left, top) if self.transpose else (top, left)
 
 
 @dataclass(eq=False)
@@ -43,6 +70,11 @@ class ClipCrops(Dataset[Sample]):
     runs time backwards, each with probability 1/2 (the published STDAN recipe). A file that cannot be read is logged
     and passed over: the sample is replaced by another that depends on the seed and its number alone; more than
     ``skip_limit`` such files, counted over all workers, are a SampleError.
+
+    ``degradation`` makes the input from the true frames: a section ``{type: bicubic | bd | real, ...}`` with the keys
+    of that entry of `restore.degrade_video.DEGRADATIONS` but ``scale``, or such an object. The truth is augmented
+    before it is degraded, so that phases, blocks and noise are never turned. "bicubic" and "bd" are those of the whole
+    (turned) frame everywhere; for "real" see `room`. Without it the input is what the clips have, or bicubic.
 
     ValueError where sizes do not fit each other or no clip is long and large enough.
     """
@@ -58,6 +90,7 @@ class ClipCrops(Dataset[Sample]):
     use_rot: bool = True
     random_reverse: bool = True
     skip_limit: int = 10
+    degradation: Mapping[str, Any] | Degradation | None = None
 
     def __post_init__(self) -> None:
         if self.gt_size % self.scale:
@@ -71,6 +104,9 @@ class ClipCrops(Dataset[Sample]):
         self.seed = 0
         # marks of unreadable files, in memory that all workers share
         self._unreadable = torch.zeros(self.skip_limit + 1, dtype=torch.int64).share_memory_()
+        self._degrade: Degradation | None = None
+        if self.degradation is not None:
+            self._degrade = make_degradation(self.degradation, self.scale, "datasets.train.degradation")
         self.clips = self.find()
         self.prepare()
 
@@ -122,14 +158,23 @@ class ClipCrops(Dataset[Sample]):
         which = int(np.searchsorted(ends, stretch, side="right"))
         clip, start = self.clips[which], stretch - (int(ends[which - 1]) if which else 0)
         frames = range(start, start + (self.num_frame - 1) * interval + 1, interval)
-        gt, lq = clip.truth(frames), clip.inputs(frames[:: self.time_scale])
+        gt, lq = clip.truth(frames), self._inputs(clip, frames[:: self.time_scale])
         grid = self._grid(clip, gt[0], None if lq is None else lq[0])
         size = self.gt_size // self.scale
         top, left = (int(rng.integers(extent - size + 1)) for extent in grid)
-        small = self._reduce(gt[:: self.time_scale], top, left) if lq is None else cut(lq, top, left, size)
-        large = cut(gt, self.scale * top, self.scale * left, self.gt_size)
-        small, large = self._augment(small, large, rng)
-        return {"lq": small.float() / 255, "gt": large.float() / 255, "name": f"{clip.name}:{start}:{top},{left}"}
+        turn = self._turn(rng)
+        if lq is not None:
+            small = turn(cut(lq, top, left, size)).float() / 255
+        elif self._degrade is None:
+            small = turn(self._reduce(gt[:: self.time_scale], top, left)).float() / 255
+        else:
+            small = self._degraded(self._degrade, gt[:: self.time_scale], (top, left), turn, rng)
+        large = turn(cut(gt, self.scale * top, self.scale * left, self.gt_size)).float() / 255
+        return {"lq": small, "gt": large, "name": f"{clip.name}:{start}:{top},{left}"}
+
+    def _inputs(self, clip: TrainingClip, frames: Sequence[int]) -> Sequence[UInt8[Tensor, "3 h w"]] | None:
+        """The clip's own input frames; None where they are made here."""
+        return clip.inputs(frames) if self._degrade is None else None
 
     def _grid(self, clip: TrainingClip, gt: Tensor, lq: Tensor | None) -> tuple[int, int]:
         """(height, width) of the input frames, whose pixels are the places where a crop can begin."""
@@ -143,25 +188,41 @@ class ClipCrops(Dataset[Sample]):
 
     def _reduce(self, gt: Sequence[Tensor], top: int, left: int) -> UInt8[Tensor, "t 3 h w"]:
         """A crop of the low resolution of whole frames, from no more of the frames than it depends on."""
-        size, grid = self.gt_size // self.scale, [extent // self.scale for extent in gt[0].shape[1:]]
-        y, x = (max(edge - REACH, 0) for edge in (top, left))
-        bottom, right = (min(edge + size + REACH, end) for edge, end in zip((top, left), grid, strict=True))
-        rows, columns = slice(y * self.scale, bottom * self.scale), slice(x * self.scale, right * self.scale)
-        small = reduced(torch.stack([frame[:, rows, columns] for frame in gt]), self.scale)
-        return small[..., top - y : top - y + size, left - x : left - x + size]
+        window, corner = self._window(gt, top, left, ((REACH, REACH), (REACH, REACH)))
+        return self._within(reduced(window, self.scale), corner)
 
-    def _augment(self, lq: Tensor, gt: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        reverse, flip_x, flip_y, transpose = rng.random(4) < 0.5
-        both = [lq, gt]
-        if self.random_reverse and reverse:
-            both = [x.flip(0) for x in both]
-        if self.use_hflip and flip_x:
-            both = [x.flip(3) for x in both]
-        if self.use_rot and flip_y:
-            both = [x.flip(2) for x in both]
-        if self.use_rot and transpose:
-            both = [x.transpose(2, 3) for x in both]
-        return both[0], both[1]
+    def _degraded(
+        self, degrade: Degradation, gt: Sequence[Tensor], place: tuple[int, int], turn: Turn, rng: np.random.Generator
+    ) -> Float[Tensor, "t 3 h w"]:
+        """A crop of true frames, turned and degraded. Raises SampleError where an encoder fails."""
+        window, corner = self._window(gt, *place, room(degrade, rng))
+        try:
+            with one_thread():
+                small = degrade(turn(window).float() / 255, rng)
+        except (av.FFmpegError, RuntimeError) as error:
+            # one name for all of them: told once, and one of skip_limit, however often it happens
+            raise SampleError("degradation", " ".join(str(error).split())) from error
+        size = self.gt_size // self.scale
+        height, width = (extent // self.scale - size for extent in window.shape[2:])
+        return self._within(small, turn.corner(*corner, height, width))
+
+    def _window(
+        self, gt: Sequence[Tensor], top: int, left: int, around: Room
+    ) -> tuple[UInt8[Tensor, "t 3 H W"], tuple[int, int]]:
+        """A crop of the true frames and what is around it, as far as they go; its corner in this, in input pixels."""
+        size, spans = self.gt_size // self.scale, []
+        for start, (before, after), extent in zip((top, left), around, gt[0].shape[1:], strict=True):
+            spans.append((max(start - before, 0), min(start + size + after, extent // self.scale)))
+        rows, columns = (slice(first * self.scale, end * self.scale) for first, end in spans)
+        return torch.stack([frame[:, rows, columns] for frame in gt]), (top - spans[0][0], left - spans[1][0])
+
+    def _within(self, small: Tensor, corner: tuple[int, int]) -> Tensor:
+        (y, x), size = corner, self.gt_size // self.scale
+        return small[..., y : y + size, x : x + size]
+
+    def _turn(self, rng: np.random.Generator) -> Turn:
+        allowed = np.array([self.random_reverse, self.use_hflip, self.use_rot, self.use_rot])
+        return Turn(*map(bool, (rng.random(4) < 0.5) & allowed))
 
     def _note(self, error: SampleError) -> None:
         """Log an unreadable file once; raise where there are too many."""
@@ -178,7 +239,7 @@ class ClipCrops(Dataset[Sample]):
         """Sizes that do not fit are told before training where the first clip shows them."""
         clip = self.clips[0]
         try:
-            gt, lq = clip.truth([0]), clip.inputs([0])
+            gt, lq = clip.truth([0]), self._inputs(clip, [0])
         except SampleError:
             return  # one damaged file is passed over when its turn comes
         self._grid(clip, gt[0], None if lq is None else lq[0])
@@ -187,3 +248,45 @@ class ClipCrops(Dataset[Sample]):
 def cut(frames: Sequence[UInt8[Tensor, "3 _ _"]], top: int, left: int, size: int) -> UInt8[Tensor, "t 3 {size} {size}"]:
     """The same square of all frames."""
     return torch.stack([frame[:, top : top + size, left : left + size] for frame in frames])
+
+
+def room(degrade: Degradation, rng: np.random.Generator) -> Room:
+    """How far around a crop true frames are degraded with it, before its input is cut out.
+
+    "bicubic" and "bd": as far as their kernels reach, so that the result is that of whole frames. What a codec makes of
+    a pixel depends on all of the frame, so for "real" no margin is exact: there the degraded square is 8 input pixels
+    larger than the crop, which lies anywhere in it. So the blocks of codecs begin anywhere in the crop, as within a
+    frame, and fewer crops have borders that a blur has reflected. (Real-ESRGAN cuts 256 of 400 pixels out in the same
+    way, RealBasicVSR has no margin.) Measured at gt_size 128: a third more time than without.
+    """
+    if isinstance(degrade, Bicubic | BlurDown):
+        reach = REACH if isinstance(degrade, Bicubic) else -(-(degrade.taps // 2) // degrade.scale)
+        return (reach, reach), (reach, reach)
+    above, left = (int(x) for x in rng.integers(BLOCK, size=2))
+    return (above, BLOCK - above), (left, BLOCK - left)
+
+
+def make_degradation(section: Mapping[str, Any] | Degradation, scale: int, where: str) -> Degradation:
+    """The degradation that a section describes, with the set's scale. `OptionError` names the place ``where``."""
+    if isinstance(section, Degradation):
+        if section.scale != scale:
+            raise OptionError(f"{where}: it has scale={section.scale}, but its set scale={scale}")
+        return section
+    component = parse(Component, section, where)
+    if "scale" in component.arguments:
+        raise OptionError(f"{where}: 'scale' is that of the set: leave it out here")
+    check_arguments(DEGRADATIONS, component, where)
+    kinds = get_type_hints(DEGRADATIONS[component.type])
+    values = {key: parse(kinds[key], section[key], f"{where}.{key}") for key in component.arguments}
+    return construct(DEGRADATIONS, Component(component.type, {**values, "scale": scale}), where)
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Within the block torch has one thread, as in a worker: several may round the last bit of a sum otherwise."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

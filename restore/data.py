@@ -12,11 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
+from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from restore import distributed
-from restore.clip_sources import StoredClip, TrainingClip, lazy_clip, store, to_bytes
-from restore.crops import ClipCrops, Sample
+from restore.clip_sources import StoredClip, TrainingClip, lazy_clip, store, store_truth, to_bytes
+from restore.crops import ClipCrops, Sample, make_degradation
 from restore.sample import sample_clip
 from restore.schema import Component, OptionError, construct, parse
 from restore.trees import find_clips, nested, paired, reds, septuplets, train_list
@@ -44,7 +46,7 @@ class SampleClips(ClipCrops):
     def find(self) -> Sequence[TrainingClip]:
         """Make the clips."""
         return [
-            store(f"sample{seed}", to_bytes(sample_clip(self.frames, self.height, self.width, seed=seed)), self.scale)
+            _kept(self, f"sample{seed}", to_bytes(sample_clip(self.frames, self.height, self.width, seed=seed)))
             for seed in range(1, self.clips + 1)
         ]
 
@@ -56,6 +58,12 @@ class _OnDisk(ClipCrops):
     clips: Sequence[TrainingClip] = field(init=False, repr=False)
     dataroot_gt: str
     cache_data: bool = False
+
+    def __post_init__(self) -> None:
+        for key in ("dataroot_lq", "lq_folder"):
+            if self.degradation is not None and getattr(self, key, None) is not None:
+                raise ValueError(f"{key} and degradation exclude each other: set one of them to null")
+        super().__post_init__()
 
     def find(self) -> Sequence[TrainingClip]:
         """The clips, or what the cache makes of them."""
@@ -70,7 +78,7 @@ class _OnDisk(ClipCrops):
         numbers = range(clip.count)
         lq = clip.inputs(numbers)
         gt = torch.stack(list(clip.truth(numbers)))
-        return store(clip.name, gt, self.scale, None if lq is None else torch.stack(list(lq)))
+        return _kept(self, clip.name, gt, None if lq is None else torch.stack(list(lq)))
 
     def prepare(self) -> None:
         """As every set; errors name the folder."""
@@ -100,8 +108,7 @@ class ClipFolder(_OnDisk):
             return [lazy_clip(clip, self.max_frames) for clip in clips]
         most = self.max_frames or 300
         return [
-            store(clip.name, torch.stack([to_bytes(frame) for frame in islice(clip, most)]), self.scale)
-            for clip in clips
+            _kept(self, clip.name, torch.stack([to_bytes(frame) for frame in islice(clip, most)])) for clip in clips
         ]
 
 
@@ -176,7 +183,7 @@ class Mixed(ClipCrops):
     """Several sets: each sample is of one of them, drawn by ``weight`` (default 1).
 
     ``sets`` are sections as of a set alone. The keywords of every set stand beside ``sets`` and hold for all of them;
-    a section may give its own ``interval_list``, ``use_hflip``, ``use_rot`` and ``random_reverse``.
+    a section may give its own ``interval_list``, ``use_hflip``, ``use_rot``, ``random_reverse`` and ``degradation``.
     """
 
     clips: Sequence[TrainingClip] = field(init=False, repr=False)
@@ -213,6 +220,8 @@ class Mixed(ClipCrops):
         for key in ("scale", "time_scale", "num_frame", "gt_size", "skip_limit"):
             if arguments.get(key, shared[key]) != shared[key]:
                 raise OptionError(f"{where}: {key!r} is the same for all sets: put it beside 'sets'")
+        if arguments.get("degradation") is not None:  # so that its errors name this place
+            arguments["degradation"] = make_degradation(arguments["degradation"], self.scale, f"{where}.degradation")
         sets = {name: kind for name, kind in DATASETS.items() if name != "Mixed"}
         return construct(sets, Component(component.type, {**shared, **arguments}), where), weight
 
@@ -265,6 +274,15 @@ def training_batches(
             worker_init_fn=_leave_signals_to_the_loop,
         )
     )
+
+
+def _kept(
+    samples: ClipCrops, name: str, gt: UInt8[Tensor, "t 3 H W"], lq: UInt8[Tensor, "t 3 h w"] | None = None
+) -> StoredClip:
+    """A clip in memory, with the low resolution that samples need: none where each degrades its own."""
+    if samples.degradation is not None:
+        return store_truth(name, gt, samples.scale)
+    return store(name, gt, samples.scale, lq)
 
 
 def _leave_signals_to_the_loop(worker: int) -> None:

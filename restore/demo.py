@@ -20,13 +20,18 @@ from archs import VideoNet
 from restore.checkpoint import DEFAULT_MODEL, load_network
 from restore.degrade import quantize
 from restore.device import resolve_precision
-from restore.evaluation import BASELINE, ClipScore, bicubic_average, score_frames, table
+from restore.evaluation import default_metrics, score_frames
 from restore.memory import keep_freed_memory
+from restore.methods import bicubic_average
+from restore.protocol import Protocol
 from restore.sample import low_resolution, sample_clip
+from restore.scores import ClipScore, as_record
 from restore.stream import restore_clip
+from restore.tables import as_text
 from restore.writers import FrameFolderWriter, VideoWriter, write_image
 
 FRAMES, HEIGHT, WIDTH, FPS = 31, 256, 448, 25
+BASELINE = "bicubic + average"
 SHOWN = (13, 22)  # a synthesised frame and one at an input time
 
 
@@ -60,11 +65,20 @@ def run(folder: Path, network: VideoNet) -> None:
     with VideoWriter(folder / "comparison.mp4", FPS, crf=12) as video:
         for left, right in zip(baseline, restored, strict=True):
             video.write(side_by_side({BASELINE: left, "restored": right}))
-    numbers = {i: i for i in range(len(truth))}
-    results = {BASELINE: baseline, "restored": restored}
-    print(table([ClipScore("sample clip", name, score_frames(x, truth, numbers)) for name, x in results.items()]))
+    print(figures({BASELINE: baseline, "restored": restored}, truth))
     print(f"written: {folder}/comparison.png, {folder}/comparison.mp4, {folder}/input/")
     print(f"next: python -m restore {folder}/input -o {folder}/output")
+
+
+def figures(results: dict[str, Float[Tensor, "t 3 H W"]], truth: Float[Tensor, "t 3 H W"]) -> str:
+    """PSNR-Y and SSIM-Y of the results as a table."""
+    protocol = Protocol()
+    metrics = default_metrics(protocol)
+    scores = [
+        ClipScore("sample clip", name, score_frames(restored, truth, protocol, metrics))
+        for name, restored in results.items()
+    ]
+    return as_text(as_record(scores, metrics, {}, set="sample clip"))
 
 
 def comparison(

@@ -1,11 +1,16 @@
 """Several processes as one: small functions that do nothing in a single process, so that no loop asks how many.
 
 Processes are started by `torchrun` (``--launcher pytorch``) or by Slurm's `srun` (``--launcher slurm``); gradients are
-averaged by PyTorch's DistributedDataParallel.
+averaged by PyTorch's DistributedDataParallel. A process whose peer has died ends with `LostProcess`; after
+`torchrun --max-restarts=N` has started all of them again they continue from the last saved state.
 """
 
+import hashlib
+import inspect
 import os
 import subprocess
+import time
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, TypeVar
@@ -16,23 +21,41 @@ from torch import nn
 
 T = TypeVar("T")
 Launcher = Literal["none", "pytorch", "slurm"]
+ARRIVAL = 1800.0  # seconds within which all processes must have started; PyTorch's own limit
+
+
+class LostProcess(RuntimeError):  # noqa: N818 - named for what has happened
+    """Another process has ended or cannot be reached, so that this one cannot go on."""
 
 
 @contextmanager
-def processes(launcher: Launcher, backend: str | None = None, port: int = 29500) -> Iterator[None]:
-    """Join the other processes for the block; ``backend`` None is nccl with a GPU and gloo without."""
+def processes(launcher: Launcher) -> Iterator[None]:
+    """Join the other processes for the block: gloo for what is on the CPU, nccl for what is on a GPU.
+
+    ValueError where they were not started as ``launcher`` says or do not find each other, `LostProcess` when one of
+    them ends before the others.
+    """
     if launcher == "none":
         yield
         return
     if launcher == "slurm":
-        _environment_of_slurm(port)
+        _environment_of_slurm()
     if "RANK" not in os.environ:
         raise ValueError("--launcher pytorch: start with torchrun, e.g. torchrun --nproc_per_node=4 train.py ...")
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group(backend or ("nccl" if torch.cuda.is_available() else "gloo"))
+    if torch.cuda.is_available():  # Slurm may show each process its own GPU only, which then is number 0
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    try:
+        _meet()
+    except dist.DistError as error:
+        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise ValueError(f"--launcher {launcher}: the processes did not meet at {where} ({_reason(error)})") from error
     try:
         yield
+    except RuntimeError as error:
+        if not _of_a_peer(error):
+            raise
+        lost = f"another process has ended or cannot be reached ({_reason(error)})"
+        raise LostProcess(f"{lost}; the same command continues from the last saved state") from error
     finally:
         dist.destroy_process_group()
 
@@ -96,22 +119,71 @@ def parallel(network: nn.Module, *, find_unused_parameters: bool = False) -> nn.
         return network
     device = next(network.parameters()).device
     devices = [device] if device.type == "cuda" else None
-    return nn.parallel.DistributedDataParallel(
-        network,
-        device_ids=devices,
-        broadcast_buffers=False,  # buffers are constants here
-        find_unused_parameters=find_unused_parameters,
-    )
+    parallel_class = nn.parallel.DistributedDataParallel
+    # buffers are constants here; the keyword that says so changed its name in PyTorch 2.13
+    named = "forward_sync_buffers" in inspect.signature(parallel_class).parameters
+    constant: dict[str, Any] = {"forward_sync_buffers" if named else "broadcast_buffers": False}
+    return parallel_class(network, device_ids=devices, find_unused_parameters=find_unused_parameters, **constant)
 
 
-def _environment_of_slurm(port: int) -> None:
-    """What torchrun would set, from what srun sets."""
-    if "SLURM_PROCID" not in os.environ:
-        raise ValueError("--launcher slurm: start with srun, e.g. srun -N 2 --ntasks-per-node=8 python train.py ...")
-    nodes = os.environ["SLURM_NODELIST"]
-    first = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
-    os.environ.setdefault("MASTER_ADDR", first.stdout.split()[0])
-    os.environ.setdefault("MASTER_PORT", str(port))
+def _meet() -> None:
+    """Make the group of all processes that the environment (MASTER_ADDR, RANK, ...) speaks of."""
+    store, number, many = next(dist.rendezvous("env://"))
+    store = dist.PrefixStore(_common_word(store, number, many), store)
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, store=store, rank=number, world_size=many)
+
+
+def _common_word(store: dist.Store, number: int, many: int) -> str:
+    """A word that the ``many`` processes of one start have in common, and those of no other start.
+
+    The store of torchrun outlives a restart, with the addresses of the dead, and who takes one for new waits for ever
+    (pytorch issue 135712). So each process writes a new word, and a digest of the words of all as it finds them, until
+    all digests are equal: whoever wrote this one has read the new words, hence lives.
+    """
+    store.set(f"word/{number}", uuid.uuid4().hex)
+    end = time.monotonic() + ARRIVAL
+    while time.monotonic() < end:
+        words = store.multi_get([f"word/{i}" for i in range(many)])
+        digest = hashlib.sha256(b"".join(words)).hexdigest()
+        store.set(f"read/{number}", digest)
+        if set(store.multi_get([f"read/{i}" for i in range(many)])) == {digest.encode()}:
+            return digest
+        time.sleep(0.05)
+    raise dist.DistStoreError(f"not all of {many} processes have come")
+
+
+def _of_a_peer(error: RuntimeError) -> bool:
+    """Whether a collective has failed for want of another process; gloo raises errors without a class of their own."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
+
+
+def _reason(error: RuntimeError) -> str:
+    """The first sentence, without the place in PyTorch's source."""
+    return str(error).partition("\n")[0].rpartition("] ")[2].partition(". ")[0]
+
+
+def _environment_of_slurm() -> None:
+    """What torchrun would set, from what srun sets; MASTER_ADDR and MASTER_PORT stay where they are set."""
+    missing = [name for name in ("SLURM_PROCID", "SLURM_NTASKS") if name not in os.environ]
+    if missing:
+        example = "srun -N 2 --ntasks-per-node=8 python train.py ..."
+        raise ValueError(f"--launcher slurm: {missing[0]} is not set; start with srun, e.g. {example}")
+    if "MASTER_ADDR" not in os.environ:
+        os.environ["MASTER_ADDR"] = _first_node()
+    # by number of the job, since two jobs may share a node
+    os.environ.setdefault("MASTER_PORT", str(20000 + int(os.environ.get("SLURM_JOB_ID", "0")) % 10000))
     os.environ["RANK"] = os.environ["SLURM_PROCID"]
     os.environ["WORLD_SIZE"] = os.environ["SLURM_NTASKS"]
     os.environ["LOCAL_RANK"] = os.environ.get("SLURM_LOCALID", "0")
+
+
+def _first_node() -> str:
+    """Where process 0 is: the first node of this job step, which may have only some of the job's."""
+    nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_NODELIST", "")
+    try:
+        done = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
+        return done.stdout.split()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError) as error:
+        asked = f"scontrol show hostnames {nodes}"
+        raise ValueError(f"--launcher slurm: {asked!r} named no node; set MASTER_ADDR to the first node") from error

@@ -8,7 +8,6 @@ from restore import distributed
 from restore.cost import count_gmac, count_parameters, synchronize
 from restore.data import DATASETS
 from restore.device import pick_device
-from restore.evaluation import TEST_SETS
 from restore.experiment import Experiment
 from restore.log import duration
 from restore.memory import keep_freed_memory, peak_memory_mb
@@ -30,8 +29,8 @@ def dry_run(options: Options) -> None:
     device = pick_device(options.device)
     run = begin(options, device)
     samples = construct(DATASETS, options.train_set.dataset, "datasets.train")
-    tests = {name: construct(TEST_SETS, section, f"datasets.{name}") for name, section in options.test_sets.items()}
     loop = Loop(options, recipe, run, samples, Experiment(Path(options.path.experiments) / options.name))
+    loop.test_sets  # noqa: B018 - made now, so that what is missing is told
     run.iteration = 1
     batches = loop.batches()
     started = time.perf_counter()
@@ -43,8 +42,8 @@ def dry_run(options: Options) -> None:
         losses, seconds = timed_step(loop, parts)
     if distributed.is_main():
         print("\n".join(estimate(loop, parts[0], losses, seconds, reading)))
-        for name, clips in tests.items():
-            print(f"test set   {name}: {len(clips)} clips")
+        for name, test_set in loop.test_sets.items():
+            print(f"test set   {name}: {len(test_set)} clips")
 
 
 def estimate(

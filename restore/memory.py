@@ -1,8 +1,11 @@
 """What the process does with memory: peak use, and keeping freed pages for the next step."""
 
 import ctypes
+import re
 import resource
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -30,3 +33,23 @@ def peak_memory_mb() -> int:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() >> 20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+
+
+def peak_during_mb(work: Callable[[], object]) -> int | None:
+    """Peak memory while ``work`` runs: of the GPU where one is used, else of this process; None where nothing tells.
+
+    On Linux the kernel's high-water mark is reset first, and freed pages that glibc keeps are given back.
+    """
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        work()
+        return torch.cuda.max_memory_allocated() >> 20
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+    except (OSError, AttributeError):
+        work()
+        return None
+    work()
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) >> 10  # type: ignore[index]

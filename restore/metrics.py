@@ -5,15 +5,20 @@ The protocol (evaluation code of STDAN and of the BasicSR family, which agree): 
 averaged over the frames of a clip, then over clips. Rounding luma as well would lower PSNR by about 0.04 dB, another
 SSIM window changes the second decimal: state protocol beside figure.
 
-Frames are RGB in [0, 1], (..., 3, H, W). Every metric returns one float64 value per frame, shape (...).
+Frames are RGB in [0, 1], (..., 3, H, W). `psnr` and `ssim` return one float64 value per frame, shape (...). `Metric`
+is what every figure of a clip offers, `PSNR` and `SSIM` are these two as such; for the others and the table of names
+see `restore.metric_table`.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+LUMA = "unrounded BT.601 luma (16..235)"
 _PEAK = 255.0
 _WINDOW = 11
 _SIGMA = 1.5
@@ -52,7 +57,7 @@ def psnr(
     Raises:
         ValueError: shapes differ, there are not three channels, or crop_border leaves nothing.
     """
-    a, b = _planes(restored, truth, y_channel, crop_border)
+    a, b = planes(restored, truth, y_channel=y_channel, crop_border=crop_border)
     mse = (a - b).square_().mean((-3, -2, -1))
     return 10 * torch.log10(_PEAK**2 / mse)
 
@@ -76,7 +81,7 @@ def ssim(
     Raises:
         ValueError: shapes differ, there are not three channels, or fewer than 11 rows or columns remain.
     """
-    a, b = _planes(restored, truth, y_channel, crop_border)
+    a, b = planes(restored, truth, y_channel=y_channel, crop_border=crop_border)
     if min(a.shape[-2:]) < _WINDOW:
         raise ValueError(f"ssim needs frames of at least {_WINDOW}x{_WINDOW} px, got {a.shape[-2]}x{a.shape[-1]}")
     # One plane at a time: five moment maps in float64 of a whole clip would take ten times the clip's own memory.
@@ -85,26 +90,139 @@ def ssim(
     return torch.stack(values).view(a.shape[:-2]).mean(-1) if values else a.new_zeros(a.shape[:-3])
 
 
-METRICS: dict[str, Callable[..., Tensor]] = {"psnr": psnr, "ssim": ssim}
+@runtime_checkable
+class Metric(Protocol):
+    """A figure of a restored clip against the true one, with what has to stand beside it.
+
+    Constructors take the keys of their section in an options file, keyword-only, and raise ValueError at once, in one
+    line, for bad values and for packages or weights that are missing. Frames of a clip are consecutive.
+    """
+
+    @property
+    def label(self) -> str:
+        """Short name for the head of a column, with channel, network or scale: PSNR-Y, LPIPS (alex), tLP x100."""
+
+    @property
+    def unit(self) -> str:
+        """dB, px, or "" for a number without one."""
+
+    @property
+    def higher_is_better(self) -> bool:
+        """The direction of better."""
+
+    @property
+    def digits(self) -> int:
+        """Decimals worth printing."""
+
+    @property
+    def frames(self) -> int:
+        """Consecutive frames that one value needs: 1, or 2 for what looks at changes in time."""
+
+    def describe(self) -> str:
+        """The protocol in a phrase: every choice that changes the number."""
+
+    def __call__(
+        self, restored: Float[Tensor, "t 3 h w"], truth: Float[Tensor, "t 3 h w"]
+    ) -> Float64[Tensor, " t-{self.frames}+1"]:
+        """Value i belongs to frame i + frames - 1 of clips in RGB, [0, 1], rounded to 8 bit."""
 
 
-def _planes(restored: Tensor, truth: Tensor, y_channel: bool, crop_border: int) -> tuple[Tensor, Tensor]:
-    """Check a pair of frames and bring both to float64 planes (..., channels, H, W) on the scale 0..255."""
-    if restored.shape != truth.shape:
-        raise ValueError(f"restored {tuple(restored.shape)} and truth {tuple(truth.shape)} differ in shape")
-    _check_rgb(restored)
+@dataclass(frozen=True, kw_only=True)
+class PSNR:
+    """`psnr` as a `Metric`: dB, inf for identical frames."""
+
+    y_channel: bool = True
+    crop_border: int = 0
+
+    unit, higher_is_better, digits, frames = "dB", True, 3, 1
+
+    def __post_init__(self) -> None:
+        check_crop(self.crop_border)
+
+    @property
+    def label(self) -> str:
+        """PSNR-Y or PSNR-RGB."""
+        return "PSNR-Y" if self.y_channel else "PSNR-RGB"
+
+    def describe(self) -> str:
+        """Channel, peak and crop."""
+        channel = LUMA if self.y_channel else "R, G and B together"
+        return f"PSNR of 8-bit frames on {channel}, peak 255, border crop {self.crop_border}"
+
+    def __call__(self, restored: Float[Tensor, "t 3 h w"], truth: Float[Tensor, "t 3 h w"]) -> Float64[Tensor, " t"]:
+        """A value a frame."""
+        return psnr(restored, truth, y_channel=self.y_channel, crop_border=self.crop_border)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SSIM:
+    """`ssim` as a `Metric`: 1 for identical frames."""
+
+    y_channel: bool = True
+    crop_border: int = 0
+
+    unit, higher_is_better, digits, frames = "", True, 4, 1
+
+    def __post_init__(self) -> None:
+        check_crop(self.crop_border)
+
+    @property
+    def label(self) -> str:
+        """SSIM-Y or SSIM-RGB."""
+        return "SSIM-Y" if self.y_channel else "SSIM-RGB"
+
+    def describe(self) -> str:
+        """Channel, window, moments and crop."""
+        channel = LUMA if self.y_channel else "R, G and B, each alone, then their mean"
+        return (
+            f"SSIM of 8-bit frames on {channel}, Gaussian window {_WINDOW}x{_WINDOW} with sigma {_SIGMA} inside the "
+            f"frame, biased moments, K1 0.01, K2 0.03, peak 255, border crop {self.crop_border}"
+        )
+
+    def __call__(self, restored: Float[Tensor, "t 3 h w"], truth: Float[Tensor, "t 3 h w"]) -> Float64[Tensor, " t"]:
+        """A value a frame."""
+        return ssim(restored, truth, y_channel=self.y_channel, crop_border=self.crop_border)
+
+
+def planes(
+    restored: Float[Tensor, "*b 3 h w"], truth: Float[Tensor, "..."], *, y_channel: bool, crop_border: int
+) -> tuple[Float64[Tensor, "*b c rows columns"], Float64[Tensor, "*b c rows columns"]]:
+    """Both clips as float64 planes (..., channels, H, W) on the scale 0..255, cropped: luma, or R, G and B.
+
+    ValueError: shapes differ, there are not three channels, or crop_border leaves nothing.
+    """
+    check_pair(restored, truth)
+    check_crop(crop_border)
     height, width = restored.shape[-2:]
-    if crop_border < 0 or 2 * crop_border >= min(height, width):
-        raise ValueError(f"crop_border={crop_border} must be at least 0 and leave pixels of a {height}x{width} frame")
+    if 2 * crop_border >= min(height, width):
+        raise ValueError(f"crop_border={crop_border} leaves no pixels of a {height}x{width} frame")
     rows, columns = slice(crop_border, height - crop_border), slice(crop_border, width - crop_border)
-    pair = (_double(x[..., rows, columns]) for x in (restored, truth))
+    pair = (x[..., rows, columns].to(_device_for_double(x), torch.float64) for x in (restored, truth))
     a, b = (rgb_to_y(x) if y_channel else x * _PEAK for x in pair)
     return a, b
 
 
-def _double(x: Tensor) -> Tensor:
-    """Return x in float64, on the CPU where its own device has no float64 (Apple's mps)."""
-    return (x.cpu() if x.device.type == "mps" else x).double()
+def check_pair(restored: Tensor, truth: Tensor) -> None:
+    """Raise ValueError unless both have the same shape, (..., 3, H, W)."""
+    if restored.shape != truth.shape:
+        raise ValueError(f"restored {tuple(restored.shape)} and truth {tuple(truth.shape)} differ in shape")
+    _check_rgb(restored)
+
+
+def check_crop(crop_border: int) -> None:
+    """Raise ValueError for a negative border."""
+    if crop_border < 0:
+        raise ValueError(f"crop_border={crop_border} must be at least 0")
+
+
+def as_values(values: Iterable[Tensor], like: Tensor) -> Float64[Tensor, " n"]:
+    """Scalars as a metric returns them, on the device of ``like`` if that has float64."""
+    return torch.tensor([float(value) for value in values], dtype=torch.float64, device=_device_for_double(like))
+
+
+def _device_for_double(x: Tensor) -> torch.device:
+    """The device of x, or the CPU where that has no float64 (Apple's mps)."""
+    return torch.device("cpu") if x.device.type == "mps" else x.device
 
 
 def _check_rgb(x: Tensor) -> None:

@@ -6,6 +6,7 @@ rules across fields are checked on load. ``load_options("x.yml", ["train.optim_g
 checks. Files are flat: one file is one run, without inheritance.
 """
 
+import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from typing import Literal
 import yaml
 
 from archs import ARCHS
+from restore.dialects import summary, translate
 from restore.schema import (
     REST,
     Component,
@@ -30,6 +32,8 @@ from restore.schema import (
 )
 
 __all__ = ["Component", "OptionError", "Options", "as_dict", "check_arguments", "construct", "load_options"]
+
+log = logging.getLogger("restore")
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,23 @@ class ParamGroup:
 
 
 @dataclass(frozen=True)
+class PrivilegedOptions:
+    """Training with the truth as an input: a teacher that sees it, then its student (`restore.privileged_training`)."""
+
+    role: Literal["teacher", "student"]
+    teacher: str | None = None  # of a student: models/teacher_<n>.safetensors of the teacher's run
+    loss_weight: float = ranged(1e-6, low=0)  # of a student: of the distillation; 1e-6 as in PISR
+    bottleneck: int = ranged(4, low=1)  # of a teacher: channels through which it sees the truth
+    noise: float = ranged(0.1, low=0)  # of a teacher: standard deviation of noise on these, which lie within -1..1
+
+    def __post_init__(self) -> None:
+        if self.role == "student" and self.teacher is None:
+            raise OptionError("teacher: a student needs its teacher, models/teacher_<n>.safetensors of a teacher's run")
+        if self.role == "teacher" and self.teacher is not None:
+            raise OptionError("teacher: a teacher has none; role: student learns from one")
+
+
+@dataclass(frozen=True)
 class TrainOptions:
     """The training loop."""
 
@@ -120,6 +141,7 @@ class TrainOptions:
     channels_last: bool = True
     compile: bool = False
     activation_checkpointing: bool = False  # recompute the heavy parts in the backward pass: less memory, slower
+    privileged: PrivilegedOptions | None = None  # training with the truth as an input, in two runs
     on_nan: Literal["stop", "rollback"] = "stop"  # rollback: back to the last saved state, without that batch
 
     def __post_init__(self) -> None:
@@ -128,8 +150,12 @@ class TrainOptions:
 
     @property
     def terms(self) -> dict[str, LossOptions]:
-        """All losses by name."""
-        return {**({"pixel": self.pixel_opt} if self.pixel_opt else {}), **self.losses}
+        """All losses by name; that of a student of privileged training, too, unless there is one of its name."""
+        terms = {"pixel": self.pixel_opt} if self.pixel_opt else {}
+        if self.privileged and self.privileged.role == "student":
+            arguments = {"name": "privileged", "loss_weight": self.privileged.loss_weight}
+            terms["privileged"] = LossOptions(Component("AuxiliaryLoss", arguments))
+        return {**terms, **self.losses}
 
 
 @dataclass(frozen=True)
@@ -140,6 +166,7 @@ class ValOptions:
     tile: int | None = ranged(None, low=8)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
     save_img: bool = False
+    metrics: Mapping[str, Component] = field(default_factory=dict)  # by a name for the table; none: the protocol's
 
 
 @dataclass(frozen=True)
@@ -176,6 +203,10 @@ class Options:
             raise OptionError(f"name: {self.name!r} becomes a folder; use letters, digits, '.', '_' and '-'")
         if self.network_g is not None:
             check_arguments(ARCHS, self.network_g, "network_g")
+        if self.find_unused_parameters and self.train and self.train.privileged:
+            raise OptionError(
+                "find_unused_parameters: would count what train.privileged adds as unused; remove one of the two"
+            )
 
     @property
     def train_set(self) -> LoaderOptions:
@@ -192,7 +223,10 @@ class Options:
 
 
 def load_options(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Options:
-    """Read, override and check an options file; `OptionError` names file, place, rule and way out."""
+    """Read, override and check an options file; `OptionError` names file, place, rule and way out.
+
+    Files and overrides may use the spellings of `restore.dialects`, too; a warning says what they stand for.
+    """
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -202,8 +236,12 @@ def load_options(path: str | os.PathLike[str], overrides: Sequence[str] = ()) ->
         tree = yaml.load(text, StrictLoader)
         if not isinstance(tree, dict):
             raise OptionError("an options file is a mapping such as 'name: ...'")
+        tree, notes = translate(tree)
         for assignment in overrides:
             override(tree, assignment)
+        tree, more = translate(tree, replace=True)
+        if notes or more:
+            log.warning("%s: %s", path, summary([*notes, *more]))
         return parse(Options, tree, "")
     except yaml.YAMLError as error:
         raise OptionError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error

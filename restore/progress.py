@@ -54,7 +54,7 @@ class Meter:
     def validated(self, iteration: int, name: str, figures: Mapping[str, float]) -> None:
         """Write the figures of one validation set."""
         append_json(self.experiment.records, {"iteration": iteration, "validation": name, **figures})
-        log.info("it %d  %s: PSNR-Y %.3f dB  SSIM-Y %.4f", iteration, name, figures["psnr_y"], figures["ssim_y"])
+        log.info("it %d  %s: %s", iteration, name, "  ".join(f"{key} {value:.4f}" for key, value in figures.items()))
         self._draw(iteration, {f"{name}/{key}": value for key, value in figures.items()})
 
     def _write(self, run: Run) -> None:

@@ -17,6 +17,7 @@ from archs import ARCHS, VideoNet
 from restore import distributed
 from restore.checkpoint import load_network, load_state
 from restore.options import OptionError, Options, TrainOptions, construct
+from restore.privileged_training import shipped, with_privilege
 from restore.schedule import learning_rate
 
 
@@ -33,8 +34,8 @@ class Run:
 
     @property
     def best_network(self) -> VideoNet:
-        """The weights to validate and ship: the average where there is one."""
-        return self.average or self.network
+        """The weights to validate and ship: the average where there is one, without what is for training only."""
+        return shipped(self.average or self.network)
 
     @property
     def device(self) -> torch.device:
@@ -52,7 +53,14 @@ class Run:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Continue from what `state` gave; with another number of processes the new ones draw afresh."""
+        """Continue from what `state` gave.
+
+        The number of processes may differ from the one before. A step then sees as many batches as there are
+        processes now, and `restore.data.SampleNumbers` counts as if there had always been so many: with fewer
+        processes than before some samples come a second time, with more some never come. Every process takes up the
+        random state of its rank; ranks without one draw as at the start of a run. From then on the run is as exact as
+        any, but it is no longer the run that would have been.
+        """
         self.network.load_state_dict(state["network"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
@@ -97,6 +105,7 @@ def begin(options: Options, device: torch.device) -> Run:
     if options.path.pretrain_network_g:
         weights = load_network(options.path.pretrain_network_g).state_dict()
         load_state(network, weights, options.path.pretrain_network_g)
+    network = with_privilege(network, recipe.privileged, pretrained=bool(options.path.pretrain_network_g))
     torch.manual_seed(options.manual_seed + distributed.rank())  # stochastic depth differs between processes
     layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
     network = network.to(device, memory_format=layout)  # type: ignore[call-overload]

@@ -7,8 +7,10 @@ repeats what an uninterrupted one would have done.
 
 import contextlib
 import logging
-import signal
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -21,30 +23,33 @@ from restore.checkpoint import save_network
 from restore.cost import count_parameters
 from restore.data import DATASETS, ClipCrops, SampleNumbers, training_batches
 from restore.device import autocast, pick_device
-from restore.evaluation import TEST_SETS, ClipScore, evaluate, mean_over_clips, network_restorer
+from restore.evaluation import check_methods, chosen_metrics, evaluate
 from restore.experiment import Experiment
+from restore.interruptions import Interrupted, StopRequests, end_workers_at_exit, stop_requests
 from restore.log import console_logger
-from restore.losses import LOSSES
+from restore.losses import LOSSES, AuxiliaryLoss
 from restore.memory import keep_freed_memory
+from restore.methods import network_method
+from restore.metric_table import METRICS
 from restore.options import OptionError, Options, TrainOptions, check_arguments, construct
+from restore.privileged_training import PrivilegedTeacher, save_teacher
 from restore.progress import Meter, summary_writer
 from restore.run import Run, begin, clip_gradients
 from restore.schedule import ramp
+from restore.scores import ClipScore, mean_over_clips
+from restore.test_sets import TEST_SETS, TestClips
 
 log = logging.getLogger("restore")
 
 Batch = Mapping[str, Any]  # lq (B, T, 3, h, w), gt (B, U, 3, H, W), name
-
-
-class Interrupted(Exception):  # noqa: N818 - it is no error
-    """The run was asked to stop (SIGTERM, Ctrl-C) and has saved its state."""
+LEAST_SCALE = 2.0**-20  # of an fp16 loss: gradients that overflow even then are not finite at all
 
 
 def train(options: Options) -> None:
     """Train as ``options`` say until total_iter, continuing what the experiment's folder holds.
 
-    Raises ValueError for bad options or data, FloatingPointError for a loss that is not finite, `Interrupted` when
-    asked to stop.
+    Raises ValueError for bad options or data, FloatingPointError for a loss or gradient that is not finite,
+    `Interrupted` when asked to stop.
     """
     recipe = check(options)
     keep_freed_memory()
@@ -56,10 +61,7 @@ def train(options: Options) -> None:
         experiment.claim(options)
         console_logger(file=experiment.folder / "train.log")
     distributed.wait()
-    state = experiment.latest_state(run.device)
-    if state is not None:
-        run.restore(state)
-        log.info("continuing at iteration %d", run.iteration)
+    continue_where_it_stopped(run, experiment)
     log.info("%s: %d parameters on %s", type(run.network).__name__, count_parameters(run.network), run.device)
     Loop(options, recipe, run, samples, experiment).go_on()
 
@@ -73,9 +75,30 @@ def check(options: Options) -> TrainOptions:
         check_arguments(TEST_SETS, section, f"datasets.{name}")
     for name, term in options.train.terms.items():
         check_arguments(LOSSES, term.loss, f"train.losses.{name}")
+    for name, metric in options.val.metrics.items():
+        check_arguments(METRICS, metric, f"val.metrics.{name}")
     if options.logger.use_tb_logger:
         summary_writer()
     return options.train
+
+
+def continue_where_it_stopped(run: Run, experiment: Experiment) -> None:
+    """Restore the newest state if there is one. ValueError where processes find states of different iterations."""
+    state = experiment.latest_state(run.device)
+    if state is not None:
+        run.restore(state)
+        log.info("continuing at iteration %d", run.iteration)
+        now, before = distributed.world_size(), len(state["rng"])
+        if now != before and distributed.is_main():
+            log.warning(
+                "processes: %d saved this, %d continue, so a step sees %g times the clips", before, now, now / before
+            )
+    found = distributed.gather(run.iteration)
+    if len(set(found)) > 1:
+        raise ValueError(
+            f"{experiment.states}: processes find different iterations there ({', '.join(map(str, found))}); "
+            "path.experiments must be a folder that all of them share"
+        )
 
 
 def use_threads(options: Options) -> None:
@@ -109,7 +132,7 @@ class Loop:
                         raise
                     self._roll_back(error)
 
-    def _iterate(self, stop: "StopRequests") -> None:
+    def _iterate(self, stop: StopRequests) -> None:
         run = self.run
         run.network.train()
         batches = self.batches()
@@ -120,8 +143,10 @@ class Loop:
             if run.iteration not in self.skipped:
                 self.meter.stepped(run, self.step(parts))
             done = run.iteration == self.recipe.total_iter
+            figures = self._validate(stop, done=done)
             stopping = distributed.any_of(stop.requested, run.device)
-            self._save(done=done, stopping=stopping)
+            if done or stopping or run.iteration % self.options.logger.save_checkpoint_freq == 0:
+                self._save(figures)
             if stopping and not done:
                 raise Interrupted(f"stopped at iteration {run.iteration}; the same command continues")
             if done:
@@ -131,16 +156,22 @@ class Loop:
         """This process's batches from the next iteration on."""
         loader, recipe = self.options.train_set, self.recipe
         numbers = SampleNumbers(self.run.iteration, recipe.total_iter, loader.batch_size_per_gpu, recipe.accum_iter)
-        return training_batches(
-            self.samples,
-            numbers,
-            workers=loader.num_worker_per_gpu,
-            seed=self.options.manual_seed,
-            pin_memory=self.run.device.type == "cuda",
-        )
+        end_workers_at_exit()
+        with torch.random.fork_rng(devices=[]):  # a loader draws a number from the state that continuing has restored
+            return training_batches(
+                self.samples,
+                numbers,
+                workers=loader.num_worker_per_gpu,
+                seed=self.options.manual_seed,
+                pin_memory=self.run.device.type == "cuda",
+            )
 
     def step(self, parts: Sequence[Batch]) -> dict[str, float]:
-        """One optimiser step on the batches ``parts``; the losses, weighted, and the gradient's norm."""
+        """One optimiser step on the batches ``parts``; the losses, weighted, and the gradient's norm.
+
+        FloatingPointError where they are not finite. With fp16 the scaled gradients may overflow: the step is then
+        skipped, with 0 for the norm, and the scale halved.
+        """
         run, recipe = self.run, self.recipe
         run.set_rates(recipe)
         run.optimizer.zero_grad(set_to_none=True)
@@ -155,26 +186,38 @@ class Loop:
                 sums[name] = sums.get(name, 0.0) + value.item()
         run.drop_frozen_gradients()
         run.scaler.unscale_(run.optimizer)
-        norm = clip_gradients(run.network, recipe.grad_clip)
+        norm = clip_gradients(run.network, recipe.grad_clip).item()
+        overflow = not math.isfinite(norm)
+        if overflow and (not run.scaler.is_enabled() or run.scaler.get_scale() < LEAST_SCALE):
+            run.scaler.update()  # ends the scaler's step, so that a run that is rolled back can begin one
+            raise FloatingPointError(f"iteration {run.iteration}: the gradient's norm is {norm} on {_names(parts)}")
         run.scaler.step(run.optimizer)
         run.scaler.update()
         run.update_average(recipe.ema_decay)
-        return {"loss": sum(sums.values()), **(sums if len(sums) > 1 else {}), "grad_norm": norm.item()}
+        skipped = {"skipped": float(overflow)} if run.scaler.is_enabled() else {}
+        norms = {"grad_norm": 0.0 if overflow else norm, **skipped}
+        return {"loss": sum(sums.values()), **(sums if len(sums) > 1 else {}), **norms}
 
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
         """Every loss of one batch, so scaled that all batches and processes of a step together give its mean or sum."""
         device = self.run.device
+        clip, truth = (batch[key].to(device, non_blocking=True) for key in ("lq", "gt"))
         with autocast(device, self.recipe.precision):
-            restored = self.run.model(batch["lq"].to(device, non_blocking=True))
-        truth = batch["gt"].to(device, non_blocking=True)
+            restored = self.run.model(clip, truth) if self.recipe.privileged else self.run.model(clip)
         terms = {}
         for name, loss in self.losses.items():
             bounds = self.recipe.terms[name].ramp
             weight = 1.0 if bounds is None else ramp(self.run.iteration, *bounds)
             # DDP averages gradients over processes: a sum must be made up for, a mean divided among the batches
             share = distributed.world_size() if _sums(loss) else 1 / self.recipe.accum_iter
-            terms[name] = loss(restored.float(), truth) * (weight * share)
+            terms[name] = self._value(loss, restored, truth) * (weight * share)
         return terms
+
+    def _value(self, loss: nn.Module, restored: Tensor, truth: Tensor) -> Tensor:
+        """A loss of the pictures, or what the network has left of its own in the forward pass."""
+        if isinstance(loss, AuxiliaryLoss):
+            return loss(self.run.network.auxiliary_losses())
+        return loss(restored.float(), truth)
 
     def _synchronised(self, *, last: bool) -> contextlib.AbstractContextManager[None]:
         """Processes exchange gradients with the last batch of a step only."""
@@ -185,8 +228,7 @@ class Loop:
 
     def _refuse_infinite(self, total: Tensor, batch: Batch) -> None:
         if distributed.any_of(not bool(torch.isfinite(total)), self.run.device):
-            names = ", ".join(batch["name"])
-            raise FloatingPointError(f"iteration {self.run.iteration}: the loss is {total.item()} on {names}")
+            raise FloatingPointError(f"iteration {self.run.iteration}: the loss is {total.item()} on {_names([batch])}")
 
     def _roll_back(self, error: FloatingPointError) -> None:
         """Back to the last saved state; the batch that broke the run is left out this time."""
@@ -198,75 +240,73 @@ class Loop:
         self.run.restore(state)
         log.warning("%s: rolled back to iteration %d, skipping that batch", error, self.run.iteration)
 
-    def _save(self, *, done: bool, stopping: bool) -> None:
-        """Validate and write weights and state when it is time."""
+    def _save(self, figures: Mapping[str, Mapping[str, float]]) -> None:
+        """Write weights, with the ``figures`` of their validation, and state."""
         run, options = self.run, self.options
-        figures: dict[str, dict[str, float]] = {}
-        if options.test_sets and options.val.val_freq and (done or run.iteration % options.val.val_freq == 0):
-            figures = self._validate()
-        if not (done or stopping or run.iteration % options.logger.save_checkpoint_freq == 0):
-            return
         state = run.state()
         if distributed.is_main():
             assert options.network_g is not None
-            path = self.experiment.models / f"net_g_{run.iteration}.safetensors"
-            save_network(
-                path, run.best_network, options.network_g.describe(), iteration=run.iteration, validation=figures
-            )
+            models, n, description = self.experiment.models, run.iteration, options.network_g.describe()
+            path = models / f"net_g_{n}.safetensors"
+            save_network(path, run.best_network, description, iteration=n, validation=figures)
+            teacher = run.average or run.network
+            if isinstance(teacher, PrivilegedTeacher):
+                save_teacher(models / f"teacher_{n}.safetensors", teacher, description, iteration=n)
             self.experiment.save_state(run.iteration, state, options.logger.keep_checkpoints)
         distributed.wait()
 
-    def _validate(self) -> dict[str, dict[str, float]]:
-        figures = {}
-        for name, section in self.options.test_sets.items():
-            images = self.experiment.folder / "visualization" / str(self.run.iteration)
-            scores = validate(self.run.best_network, self.options, f"datasets.{name}", section, images)
-            figures[name] = {"psnr_y": mean_over_clips(scores, "psnr"), "ssim_y": mean_over_clips(scores, "ssim")}
+    @cached_property
+    def test_sets(self) -> dict[str, TestClips]:
+        """The validation sets by name."""
+        sections = self.options.test_sets.items()
+        return {name: construct(TEST_SETS, section, f"datasets.{name}") for name, section in sections}
+
+    def _validate(self, stop: StopRequests, *, done: bool) -> dict[str, dict[str, float]]:
+        """Figures of the test sets when it is time; a request to stop ends it, but for the one at the run's end."""
+        run, often = self.run, self.options.val.val_freq
+        figures: dict[str, dict[str, float]] = {}
+        if not often or not (done or run.iteration % often == 0):
+            return figures
+        if done:
+            stop = StopRequests()
+        for name, test_set in self.test_sets.items():
+            images = self.experiment.folder / "visualization" / str(run.iteration)
+            means = validate(run.best_network, self.options, name, test_set, images, stop)
+            if distributed.any_of(stop.requested, run.device):
+                log.info("it %d  %s: asked to stop, not validated", run.iteration, name)
+                break
+            figures[name] = means
             if distributed.is_main():
-                self.meter.validated(self.run.iteration, name, figures[name])
-        self.run.network.train()
+                self.meter.validated(run.iteration, name, means)
+        run.network.train()
         return figures
 
 
-def validate(network: VideoNet, options: Options, where: str, section: Any, images: Path) -> list[ClipScore]:
-    """Figures on one validation set by the code and protocol of `test.py`; clips are shared among processes."""
+def validate(
+    network: VideoNet, options: Options, name: str, test_set: TestClips, images: Path, stop: StopRequests
+) -> dict[str, float]:
+    """Figures on one validation set by the code and protocol of `test.py`; clips are shared among processes.
+
+    Every process gets the same figures; clips after a request to stop are missing in them.
+    """
     device = next(network.parameters()).device
-    restorer = network_restorer(network.eval(), device, tile=options.val.tile, precision=options.val.precision)
-    clips = construct(TEST_SETS, section, where)
-    scores: list[ClipScore] = []
+    method = network_method("network", network.eval(), device, tile=options.val.tile, precision=options.val.precision)
+    check_methods(name, test_set.protocol, [method])
+    metrics = chosen_metrics(options.val.metrics, test_set.protocol)
     saved = images if options.val.save_img else None
-    for clip, result in evaluate(distributed.share(clips), {"network": restorer}, scale=options.scale, images=saved):
+    mine: list[ClipScore] = []
+    clips = takewhile(lambda _: not stop.requested, distributed.share(test_set.found))
+    for clip, result in evaluate(clips, test_set.protocol, [method], metrics, images=saved):
         if isinstance(result, ValueError):
-            log.warning("%s: %s: %s", where, clip, result)
+            log.warning("datasets.%s: %s: %s", name, clip, result)
         else:
-            scores += result
-    return [score for part in distributed.gather(scores) for score in part]
+            mine.append(result)
+    scores = [score for part in distributed.gather(mine) for score in part]
+    return {metric: mean_over_clips(scores, metric) for metric in metrics}
 
 
-class StopRequests:
-    """Whether SIGTERM or Ctrl-C has come."""
-
-    def __init__(self) -> None:
-        self.requested = False
-
-    def __call__(self, number: int, frame: object) -> None:
-        """The signal handler; a second signal ends the process at once."""
-        if self.requested:
-            raise KeyboardInterrupt
-        self.requested = True
-        log.info("%s: finishing the iteration and saving", signal.Signals(number).name)
-
-
-@contextlib.contextmanager
-def stop_requests() -> Iterator[StopRequests]:
-    """Within the block signals that end a process are only noted."""
-    stop = StopRequests()
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _names(parts: Sequence[Batch]) -> str:
+    return ", ".join(name for batch in parts for name in batch["name"])
 
 
 def _sums(loss: nn.Module) -> bool:

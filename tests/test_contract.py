@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import COMPACT, PUBLISHED, ROOT, awaken, relative_error, run_python, seeded_clip
+from tiny import COMPACT, PUBLISHED, RECURRENT, ROOT, awaken, relative_error, run_python, seeded_clip
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -17,6 +17,7 @@ from restore.checkpoint import load_network, save_network
 NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {  # name of the case -> name in ARCHS, arguments of a small one
     "stdan": ("stdan", PUBLISHED),
     "stdan, compact": ("stdan", COMPACT),
+    "stdan, recurrent": ("stdan", RECURRENT),
 }
 WITHOUT_GRADIENT: dict[str, set[str]] = {}  # case -> parameters that no gradient reaches, with the reason beside it
 

@@ -12,24 +12,35 @@ from tiny import ROOT, run_python
 
 # modules of restore that import no other one
 LEAVES = {
-    "checkpoint", "degrade", "device", "distributed", "log", "losses", "memory", "metrics", "schema", "video",
+    "checkpoint", "degrade", "device", "distributed", "log", "losses", "memory", "metrics", "report_record", "schema",
+    "video",
 }  # fmt: skip
 # modules near the top -> the modules of restore that may import them
 ONLY_FOR = {
     "__main__": set(),
     "demo": set(),
-    "training": set(),
-    "evaluation": {"training", "demo"},
-    "data": {"training", "evaluation"},
-    "stream": {"training", "evaluation", "demo", "__main__"},
+    "dry_run": set(),
+    "scoring": set(),
+    "options_schema": set(),
+    "basicsr_bridge": set(),
+    "report": {"scoring"},
+    "training": {"dry_run"},
+    "evaluation": {"training", "scoring", "demo"},
+    "test_sets": {"training", "scoring", "options_schema", "basicsr_bridge"},
+    "data": {"training", "dry_run", "options_schema", "basicsr_bridge"},
+    "methods": {"training", "evaluation", "scoring", "demo"},
+    "stream": {"methods", "demo", "__main__"},
     "jobs": {"demo", "__main__"},
+    "dialects": {"options"},
+    "rewrite": {"dialects"},
 }
 NETWORKS_NEED = {"torch", "einops", "jaxtyping", "archs"}
 TOOLKIT_NEEDS = {
     "torch", "einops", "jaxtyping", "archs", "restore",
     "numpy", "av", "cv2", "skimage", "safetensors", "yaml", "tqdm",
 }  # fmt: skip
-OPTIONAL = {"torchvision", "lpips", "basicsr", "mmcv", "tensorboard", "wandb", "lmdb"}  # imported where they are used
+# imported where they are used
+OPTIONAL = {"torchvision", "lpips", "basicsr", "mmcv", "tensorboard", "wandb", "lmdb", "pyiqa"}
 
 NETWORKS = sorted((ROOT / "archs").rglob("*.py"))
 TOOLKIT = sorted((ROOT / "restore").rglob("*.py"))

@@ -230,9 +230,10 @@ def test_clips_that_do_not_fit(shape, message):
         ({"embed_dim": 9, "heads": 3}, "embed_dim=9 does not divide by deform_groups=2"),
         ({"top_k": 0}, "top_k=0 is not within 1..9"),
         ({"top_k": 10}, "top_k=10 is not within 1..9"),
-        ({"skip": "bilinear"}, "skip='bilinear' is neither 'bicubic' nor null"),
-        ({"motion_prior": "raft"}, "motion_prior='raft' is neither 'correlation' nor null"),
+        ({"skip": "bilinear"}, "skip='bilinear' is none of null, bicubic"),
+        ({"motion_prior": "raft"}, "motion_prior='raft' is none of null, correlation"),
         ({"upsampler": "nearest"}, "upsampler='nearest' is none of pixelshuffle, light"),
+        ({"exchange": "propagation"}, "set motion_prior='correlation'"),
     ],
 )
 def test_arguments_that_do_not_fit(arguments, message):

@@ -1,4 +1,4 @@
-"""Training when things go wrong, and in several processes: nothing is lost, nothing differs."""
+"""Training when things go wrong, and by unusual recipes: nothing is lost, nothing differs."""
 
 import json
 import os
@@ -10,11 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from runs import run, start, states, weights
-from torch import nn
 
 import train as command
-from restore import training
-from restore.data import SampleNumbers
 from restore.experiment import Experiment
 from restore.losses import LOSSES, CharbonnierLoss
 from restore.options import load_options
@@ -113,25 +110,6 @@ def test_accumulated_batches_equal_a_larger_one(options_file):
         assert torch.allclose(value, weights(parts, 6)[key], atol=1e-6), key
 
 
-@pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_two_processes_equal_one_with_twice_the_batch(options_file, reduction):
-    # Adam turns rounding in a gradient near zero into a part of the rate: a low rate, that still moves all by 3e-5
-    changes = [f"train.pixel_opt.reduction={reduction}", "train.total_iter=3", "train.optim_g.lr=1e-5"]
-    whole = run(options_file, "datasets.train.batch_size_per_gpu=4", NO_VALIDATION, *changes, folder="whole")
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    process = start([*arguments(options_file, *changes), "--launcher", "pytorch"], launcher=launcher)
-    _, error = process.communicate(timeout=120)
-    assert process.returncode == 0, error
-    both = options_file.parent / "runs" / "tiny"
-    for key, value in weights(whole, 3).items():
-        assert (value - weights(both, 3)[key]).abs().max() <= 1e-6, key
-
-
-def test_processes_share_the_samples():
-    numbers = SampleNumbers(2, 4, 2, accumulate=2)
-    assert list(numbers) == list(range(8, 16)) and len(numbers) == 8
-
-
 def test_groups_have_rates_and_freeze(options_file):
     groups = "train.param_groups=[{match: '^encoder', lr_mult: 0}, {match: '^motion', freeze_until: 6}]"
     before = begin(load_options(options_file), torch.device("cpu")).network.state_dict()
@@ -166,9 +144,3 @@ def test_recomputed_activations_give_the_same_weights(options_file):
 def test_bf16_trains(options_file):
     folder = run(options_file, "train.precision=bf16", "train.total_iter=3", NO_VALIDATION)
     assert all(torch.isfinite(value).all() for value in weights(folder, 3).values())
-
-
-def test_validation_is_shared_among_processes():
-    assert list(training.distributed.share([1, 2, 3])) == [1, 2, 3]
-    assert training.distributed.mean({"a": 2.0}, torch.device("cpu")) == {"a": 2.0}
-    assert isinstance(training.distributed.parallel(nn.Linear(1, 1)), nn.Linear)

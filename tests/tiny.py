@@ -18,9 +18,15 @@ PUBLISHED: dict[str, Any] = {  # as published, but narrow and shallow
     "channels": 8, "embed_dim": 8, "heads": 2, "encoder_depths": (2,), "decoder_depths": (1,), "levels": 2,
     "deform_groups": 2,
 }  # fmt: skip
-COMPACT: dict[str, Any] = {  # with every departure from the published network
+COMPACT: dict[str, Any] = {  # with attention, and every other departure from the published network
     **PUBLISHED, "levels": 1, "upsampler": "light", "upsample_width": 4, "temporal_radius": 1, "skip": "bicubic",
     "motion_prior": "correlation",
+}  # fmt: skip
+
+RECURRENT: dict[str, Any] = {  # convolutions and propagation in the place of all attention
+    "channels": 8, "encoder_depths": (1,), "decoder_depths": (1,), "deform_groups": 2, "propagation_depth": 1,
+    "trunk": "residual", "between": "warp", "exchange": "propagation", "upsampler": "light", "upsample_width": 4,
+    "skip": "bicubic", "motion_prior": "correlation",
 }  # fmt: skip
 
 

@@ -6,6 +6,8 @@ with a query, which need not hold every sample. There are two backends with equa
 (any device, exportable) and, on a CPU with a C compiler, the kernel of `deform_kernel.c` (several times faster).
 """
 
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -107,6 +109,25 @@ def tap_grid(kernel_size: int, like: Tensor) -> Float[Tensor, "k 2"]:
     return torch.cartesian_prod(steps, steps)
 
 
+class OffsetGuidance(NamedTuple):
+    """What is known about where to sample besides the offset features; None is nothing."""
+
+    addition: Float[Tensor, "b c h w"] | None = None  # to the offset features; whoever makes those adds it (`guided`)
+    gain: Float[Tensor, "b g*9*2"] | None = None  # offsets become (1 + gain) times as large
+    shift: Float[Tensor, "b g*9"] | None = None  # is added to the modulation logits
+    base: Float[Tensor, "b 2 h w"] | None = None  # (dy, dx) in pixels: is added to all displacements
+
+    def joined(self, other: "OffsetGuidance") -> "OffsetGuidance":
+        """Two batches of guidance of the same kind as one."""
+        pairs = zip(self, other, strict=True)
+        return OffsetGuidance(*(None if a is None or b is None else torch.cat([a, b]) for a, b in pairs))
+
+
+def guided(features: Float[Tensor, "b c h w"], guidance: OffsetGuidance | None) -> Float[Tensor, "b c h w"]:
+    """Offset features with the guidance's addition, if there is one."""
+    return features if guidance is None or guidance.addition is None else features + guidance.addition
+
+
 class DeformOffsets(nn.Module):
     """The convolution that predicts where to sample: features -> displacements and modulation of 3x3 taps.
 
@@ -122,14 +143,26 @@ class DeformOffsets(nn.Module):
         zero(self.conv)
 
     def forward(
-        self, features: Float[Tensor, "b c h w"], base: Float[Tensor, "b 2 h w"] | None = None
+        self,
+        features: Float[Tensor, "b c h w"],
+        base: Float[Tensor, "b 2 h w"] | None = None,
+        guidance: OffsetGuidance | None = None,
     ) -> tuple[Float[Tensor, "b g 9 2 h w"], Float[Tensor, "b g 9 h w"]]:
-        """Displacements from the pixel (taps included, around ``base`` if given) and modulation in 0..1."""
+        """Displacements from the pixel (taps included, around ``base`` if given) and modulation in 0..1.
+
+        ``features`` are `guided` already: of ``guidance``, gain, shift and base are used here.
+        """
         raw = self.conv(features).float()
         offset, modulation = raw.split([2 * self.groups * 9, self.groups * 9], dim=1)
+        _, gain, shift, prior = OffsetGuidance() if guidance is None else guidance
+        if gain is not None:
+            offset = offset * (1 + gain.float())[:, :, None, None]
+        if shift is not None:
+            modulation = modulation + shift.float()[:, :, None, None]
         displacement = offset.unflatten(1, (self.groups, 9, 2)) + tap_grid(3, offset)[:, :, None, None]
-        if base is not None:
-            displacement = displacement + base[:, None, None]
+        for start in (base, prior):
+            if start is not None:
+                displacement = displacement + start[:, None, None]
         return displacement, modulation.sigmoid().unflatten(1, (self.groups, 9))
 
 
@@ -148,9 +181,13 @@ class ModulatedDeformConv(nn.Module):
         x: Float[Tensor, "b c h w"],
         guide: Float[Tensor, "b c h w"],
         base: Float[Tensor, "b 2 h w"] | None = None,
+        guidance: OffsetGuidance | None = None,
     ) -> Float[Tensor, "b c h w"]:
-        """Sample ``x`` where ``guide`` says (around the flow ``base``, if given) and mix taps and channels."""
-        samples = deform_sample(x, *self.offsets(guide, base))  # (B, C, 9, H, W)
+        """Sample ``x`` where ``guide`` says (around the flow ``base``, if given) and mix taps and channels.
+
+        ``guidance`` as in `DeformOffsets`.
+        """
+        samples = deform_sample(x, *self.offsets(guide, base, guidance))  # (B, C, 9, H, W)
         columns = samples.permute(0, 3, 4, 2, 1).flatten(3)  # (B, H, W, 9C)
         mixed = F.linear(columns, self.weight.permute(0, 2, 3, 1).flatten(1), self.bias)
         return mixed.permute(0, 3, 1, 2)

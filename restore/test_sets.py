@@ -1,0 +1,329 @@
+"""Test sets, their clips and their protocol: `TEST_SETS` is the table from a name in an options file to a class.
+
+A preset is a published protocol: what it expects on disk, what it scores, and the traps of its lists. Every key that
+changes a figure can be overridden and is stated in the protocol's text. datasets/README.md shows the trees.
+"""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from restore.clip_sources import TrainingClip, WithInputs, lazy_clip, store_truth, to_bytes
+from restore.crops import make_degradation
+from restore.frames import ClipError
+from restore.protocol import Protocol
+from restore.sample import sample_clip
+from restore.trees import find_clips, listed_clips, nested, paired, reds, septuplets
+
+log = logging.getLogger("restore")
+
+
+@dataclass(kw_only=True)
+class TestClips:
+    """The clips under a folder, at any depth, by the published space-time protocol; the base of every preset.
+
+    ``clips`` chooses some by name. ``dataroot_lq`` holds input frames made before: for every true frame, or for every
+    ``time_scale``-th. ``degradation`` ({type: bd, ...}) makes the input another way than by MATLAB's bicubic.
+    ValueError where something is missing or does not match.
+    """
+
+    __test__ = False  # no test of pytest's
+    title: ClassVar[str] = "clips of a folder"
+
+    dataroot_gt: str
+    dataroot_lq: str | None = None
+    clips: tuple[str, ...] = ()
+    scale: int = 4
+    time_scale: int = 2
+    window: int = 7
+    overlap: int = 1
+    color: str = "y"
+    crop_border: int = 0
+    degradation: Mapping[str, Any] | None = None
+
+    seam: ClassVar[Any] = "first"
+
+    def __post_init__(self) -> None:
+        if self.color not in ("y", "rgb"):
+            raise ValueError(f"color={self.color!r} is neither 'y' nor 'rgb'")
+        self.left_out: dict[str, str] = {}  # clips that cannot be opened, and why
+        found = self.look()
+        unknown = set(self.clips) - {clip.name for clip in found}
+        if unknown:
+            names = ", ".join(clip.name for clip in found)
+            raise ValueError(f"{self.dataroot_gt}: no clip {', '.join(sorted(unknown))}; there are {names}")
+        self.found = [clip for clip in found if not self.clips or clip.name in self.clips]
+        given = self.degradation
+        self.protocol = Protocol(
+            scale=self.scale,
+            time_scale=self.time_scale,
+            window=self.window,
+            overlap=self.overlap,
+            seam=self.seam,
+            color=self.color,  # type: ignore[arg-type]
+            crop_border=self.crop_border,
+            degradation=None if given is None else make_degradation(given, self.scale, "degradation"),
+            given=self.has_inputs,
+        )
+
+    @property
+    def has_inputs(self) -> bool:
+        """Whether the clips bring their inputs."""
+        return self.dataroot_lq is not None
+
+    def __len__(self) -> int:
+        """The number of clips."""
+        return len(self.found)
+
+    def look(self) -> Sequence[TrainingClip]:
+        """The clips on disk."""
+        return self._with_inputs(self._open(self.dataroot_gt))
+
+    def _open(self, root: str) -> list[TrainingClip]:
+        """The clips that can be opened; the others are noted, so that the rest goes on."""
+        clips: list[TrainingClip] = []
+        for clip in find_clips(root):
+            try:
+                clips.append(lazy_clip(clip, None))
+            except ClipError as error:
+                self.left_out[clip.name] = str(error)
+        return clips
+
+    def _with_inputs(self, clips: Sequence[TrainingClip]) -> Sequence[TrainingClip]:
+        """The clips, with those of the same names under ``dataroot_lq`` as their inputs."""
+        if self.dataroot_lq is None:
+            return clips
+        small = {clip.name: clip for clip in self._open(self.dataroot_lq)}
+        missing = [clip.name for clip in clips if clip.name not in small]
+        if missing:
+            raise ValueError(f"{self.dataroot_lq}: no input frames for {', '.join(missing[:3])}")
+        return [WithInputs(clip, small[clip.name], self._step(clip, small[clip.name])) for clip in clips]
+
+    def _step(self, clip: TrainingClip, lq: TrainingClip) -> int:
+        """How many true frames there are for an input frame."""
+        for step in {1, self.time_scale}:
+            if lq.count == (clip.count - 1) // step + 1:
+                return step
+        raise ValueError(
+            f"{self.dataroot_lq}: {clip.name} has {lq.count} input frames for {clip.count} true frames; there must be "
+            f"one for each or for every {self.time_scale}nd"
+        )
+
+
+@dataclass(kw_only=True)
+class Vid4(TestClips):
+    """Vid4: calendar (41 frames), city (34), foliage (49) and walk (47)."""
+
+    title = "Vid4"
+    LENGTHS: ClassVar[Mapping[str, int]] = {"calendar": 41, "city": 34, "foliage": 49, "walk": 47}
+
+    def look(self) -> Sequence[TrainingClip]:
+        """The four clips; a warning where their lengths are not those that published figures are about."""
+        clips = {clip.name: clip for clip in super().look()}
+        missing = set(self.clips or self.LENGTHS) - clips.keys()
+        if missing:
+            there = ", ".join(clips)
+            raise ValueError(f"{self.dataroot_gt}: Vid4 needs the folder {', '.join(sorted(missing))}; there: {there}")
+        for name, frames in self.LENGTHS.items():
+            if name in clips and clips[name].count != frames:
+                log.warning("%s: %d frames, published figures are about %d", name, clips[name].count, frames)
+        return [clips[name] for name in self.LENGTHS if name in clips]
+
+
+@dataclass(kw_only=True)
+class Vimeo90KTest(TestClips):
+    """Vimeo-90K's test clips of one speed, 7 frames each, listed in ``meta_info_file``.
+
+    The default is <speed>_testset.txt beside ``sequences``. Blank lines of the lists are no clips. All-black clips,
+    whose PSNR is infinite, are scored, reported and left out of the mean.
+    """
+
+    speed: ClassVar[str]
+    sizes: ClassVar[Mapping[int, str]]  # number of clips -> whose list it is
+    meta_info_file: str | None = None
+
+    def look(self) -> Sequence[TrainingClip]:
+        """The listed clips; says whose list it is by its size."""
+        folder = Path(self.dataroot_gt).expanduser()
+        folder = folder.parent if folder.name == "sequences" else folder
+        listing = Path(self.meta_info_file).expanduser() if self.meta_info_file else folder / self._list_name(folder)
+        wanted = listed_clips(listing)
+        known = "; ".join(f"{whose}: {number:,}" for number, whose in self.sizes.items())
+        whose = self.sizes.get(len(wanted), f"none of the known ones ({known})")
+        log.info("%s: %s clips, the list of %s", listing.name, f"{len(wanted):,}", whose)
+        lq = septuplets(self.dataroot_lq, wanted, (64, 112)) if self.dataroot_lq else None
+        return paired(septuplets(self.dataroot_gt, wanted, (256, 448)), lq, self.dataroot_gt)
+
+    def _list_name(self, folder: Path) -> str:
+        names = (f"{self.speed}_testset.txt", f"{self.speed}_testlist.txt", f"sep_{self.speed}_testset.txt")
+        return next((name for name in names if (folder / name).is_file()), names[0])
+
+
+class Vimeo90KFast(Vimeo90KTest):
+    """Vimeo-90K, fast motion."""
+
+    title, speed = "Vimeo-90K fast", "fast"
+    sizes: ClassVar[Mapping[int, str]] = {1225: "Zooming Slow-Mo, RSTT and STDAN"}
+
+
+class Vimeo90KMedium(Vimeo90KTest):
+    """Vimeo-90K, medium motion."""
+
+    title, speed = "Vimeo-90K medium", "medium"
+    sizes: ClassVar[Mapping[int, str]] = {
+        4977: "Zooming Slow-Mo and RSTT as released",
+        4972: "Zooming Slow-Mo's paper, without all-black clips",
+        4983: "STDAN, with 6 clips more",
+    }
+
+
+class Vimeo90KSlow(Vimeo90KTest):
+    """Vimeo-90K, slow motion."""
+
+    title, speed = "Vimeo-90K slow", "slow"
+    sizes: ClassVar[Mapping[int, str]] = {
+        1613: "Zooming Slow-Mo and RSTT as released",
+        1610: "Zooming Slow-Mo's paper, without all-black clips",
+        1616: "STDAN, with 3 clips more",
+    }
+
+
+@dataclass(kw_only=True)
+class SPMC(TestClips):
+    """SPMC, <clip>/truth/0000.png or a folder a clip; STDAN's extra set are 11 of them, to be named in ``clips``."""
+
+    title = "SPMC"
+    gt_folder: str = "truth"
+
+    def look(self) -> Sequence[TrainingClip]:
+        """The clips of either tree."""
+        folder = Path(self.dataroot_gt).expanduser()
+        if any((clip / self.gt_folder).is_dir() for clip in _folders(folder)):
+            return self._with_inputs(paired(nested(self.dataroot_gt, self.gt_folder), None, self.dataroot_gt))
+        return super().look()
+
+
+@dataclass(kw_only=True)
+class REDS4(TestClips):
+    """REDS4: the clips 000, 011, 015 and 020 of REDS, scored in RGB; every frame is input unless ``time_scale: 2``."""
+
+    title = "REDS4"
+    seam = "middle"
+    clips: tuple[str, ...] = ("000", "011", "015", "020")
+    time_scale: int = 1
+    window: int = 15
+    overlap: int = 4
+    color: str = "rgb"
+
+    def look(self) -> Sequence[TrainingClip]:
+        """The four clips; inputs from train_sharp_bicubic where ``dataroot_lq`` is given."""
+        gt = reds(self.dataroot_gt, "train_sharp", (720, 1280))
+        size = (720 // self.scale, 1280 // self.scale)
+        lq = reds(self.dataroot_lq, f"train_sharp_bicubic/X{self.scale}", size) if self.dataroot_lq else None
+        names = [name for name in self.clips if name in gt]
+        return paired({name: gt[name] for name in names}, lq, self.dataroot_gt)
+
+
+@dataclass(kw_only=True)
+class Deblurring(TestClips):
+    """Pairs of blurred and sharp frames, scored in RGB; every frame counts, means over clips and over frames.
+
+    ``<clip>/<gt_folder>`` or, regrouped, ``<gt_folder>/<clip>``; ``lq_folder`` likewise. Both are looked for by
+    their usual names unless given; which folder of blurred frames was read is part of the protocol.
+    """
+
+    seam = "middle"
+    gt_folder: str | None = None
+    lq_folder: str | None = None
+    scale: int = 1
+    time_scale: int = 1
+    window: int = 15
+    overlap: int = 4
+    color: str = "rgb"
+
+    GT: ClassVar[Sequence[str]] = ("sharp", "gt", "GT", "test_GT")
+    LQ: ClassVar[Sequence[str]] = ("blur", "blur_gamma", "input", "test_GT_blurred")
+
+    @property
+    def has_inputs(self) -> bool:
+        """Pairs always do."""
+        return True
+
+    def look(self) -> Sequence[TrainingClip]:
+        """The clips of either tree. ValueError names what was looked for."""
+        gt, lq = (self._folder(given, names) for given, names in ((self.gt_folder, self.GT), (self.lq_folder, self.LQ)))
+        self.gt_folder, self.lq_folder = gt, lq
+        log.info("%s: truth from %s, input from %s", self.dataroot_gt, gt, lq)
+        return paired(nested(self.dataroot_gt, gt), nested(self.dataroot_gt, lq), self.dataroot_gt)
+
+    def _folder(self, given: str | None, names: Sequence[str]) -> str:
+        """The name given, or the first of the usual ones that is there."""
+        folder = Path(self.dataroot_gt).expanduser()
+        if given is not None:
+            return given
+        places = [folder, *_folders(folder)[:1]]
+        there = [name for name in names if any((place / name).is_dir() for place in places)]
+        if not there:
+            what = f"neither <clip>/NAME nor NAME/<clip> with NAME one of {', '.join(names)}"
+            raise ValueError(f"{folder}: {what if folder.is_dir() else 'no such folder'}; give gt_folder and lq_folder")
+        return there[0]
+
+
+class GoPro(Deblurring):
+    """GoPro's 11 test clips, 1,111 frames; the released code of its paper reads blur_gamma, video papers do not say."""
+
+    title = "GoPro"
+
+
+class DVD(Deblurring):
+    """DVD's 10 test clips, 1,000 frames; all are scored."""
+
+    title = "DVD"
+    GT, LQ = ("GT", "gt", "sharp"), ("input", "blur")
+
+
+class BSD(Deblurring):
+    """BSD: one of 1ms8ms, 2ms16ms, 3ms24ms; 150 frames a test clip."""
+
+    title = "BSD"
+    GT, LQ = ("Sharp/RGB",), ("Blur/RGB",)
+
+
+@dataclass(kw_only=True)
+class SampleTest(TestClips):
+    """The embedded sample clip: nothing to download."""
+
+    title = "embedded sample clip"
+    dataroot_gt: str = field(default="", init=False)
+    dataroot_lq: str | None = field(default=None, init=False)
+    frames: int = 31
+    height: int = 256
+    width: int = 448
+    seed: int = 0
+
+    def look(self) -> Sequence[TrainingClip]:
+        """Make the clip."""
+        clip = to_bytes(sample_clip(self.frames, self.height, self.width, seed=self.seed))
+        return [store_truth(f"sample{self.seed}", clip, self.scale)]
+
+
+TEST_SETS: dict[str, Callable[..., TestClips]] = {
+    "TestClips": TestClips,
+    "SampleTest": SampleTest,
+    "folder": TestClips,
+    "vid4": Vid4,
+    "vimeo90k-fast": Vimeo90KFast,
+    "vimeo90k-medium": Vimeo90KMedium,
+    "vimeo90k-slow": Vimeo90KSlow,
+    "spmc": SPMC,
+    "reds4": REDS4,
+    "gopro": GoPro,
+    "dvd": DVD,
+    "bsd": BSD,
+}
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(entry for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
