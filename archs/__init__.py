@@ -2,7 +2,8 @@
 
 from archs.contract import VideoNet
 from archs.stdan import STDAN
+from archs.stdan_freq import STDANFreq
 
-ARCHS: dict[str, type[VideoNet]] = {"stdan": STDAN}
+ARCHS: dict[str, type[VideoNet]] = {"stdan": STDAN, "stdan_freq": STDANFreq}
 
-__all__ = ["ARCHS", "STDAN", "VideoNet"]
+__all__ = ["ARCHS", "STDAN", "STDANFreq", "VideoNet"]

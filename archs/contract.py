@@ -1,7 +1,13 @@
 """What every network of `archs.ARCHS` takes, gives and declares."""
 
+import inspect
+from collections.abc import Callable
+from typing import TypeVar
+
 from jaxtyping import Float
 from torch import Tensor, nn
+
+Init = TypeVar("Init", bound=Callable[..., None])
 
 
 class VideoNet(nn.Module):
@@ -15,6 +21,7 @@ class VideoNet(nn.Module):
     time_scale: int = 1  # U = (T - 1) * time_scale + 1
     multiple_of: int = 1  # h and w must divide by it
     min_frames: int = 1  # least T
+    added: tuple[str, ...] = ()  # parts, by the start of their keys, that weights to start training from may lack
 
     def frames_out(self, frames_in: int) -> int:
         """How many frames come out of ``frames_in``."""
@@ -46,3 +53,21 @@ class VideoNet(nn.Module):
                 f"{name} needs height and width divisible by {self.multiple_of}, not {height}x{width}; "
                 "restore.stream pads and crops by itself"
             )
+
+
+def and_keywords_of(base: type[VideoNet]) -> Callable[[Init], Init]:
+    """For a constructor whose last parameter ``**others`` goes to ``base``: its signature shows the keywords of base.
+
+    Options files and their schema know what a network takes from its signature.
+    """
+
+    def shown(init: Init) -> Init:
+        *mine, others = inspect.signature(init).parameters.values()
+        assert others.kind is inspect.Parameter.VAR_KEYWORD
+        names = {parameter.name for parameter in mine}
+        theirs = [p for p in inspect.signature(base.__init__).parameters.values() if p.name not in names]
+        init.__signature__ = inspect.Signature([*mine, *theirs])  # type: ignore[attr-defined]
+        init.__annotations__ = {**base.__init__.__annotations__, **init.__annotations__}
+        return init
+
+    return shown

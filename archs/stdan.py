@@ -106,7 +106,7 @@ class STDAN(VideoNet):
         features = self.encode(clip)  # (B, T, C, h, w)
         between = self.interpolate(features, motion)  # (B, T-1, C, h, w)
         sequence = interleave(features, between)  # (B, U, C, h, w)
-        sequence = self.aggregate(sequence, motion.frames() if motion else None)
+        sequence = self.gather(sequence, motion)
         restored = per_frame(self.upsample, per_frame(self.decoder, sequence)).contiguous()
         return restored if self.skip is None else restored + self._upscaled(clip, motion)
 
@@ -117,6 +117,10 @@ class STDAN(VideoNet):
     def encode(self, clip: Float[Tensor, "b t 3 h w"]) -> Float[Tensor, "b t c h w"]:
         """Features of every input frame."""
         return per_frame(self.encoder, lrelu(per_frame(self.embed, clip)))
+
+    def gather(self, sequence: Float[Tensor, "b u c h w"], motion: MiddleMotion | None) -> Float[Tensor, "b u c h w"]:
+        """Every frame with what it takes from the others."""
+        return self.aggregate(sequence, motion.frames() if motion else None)
 
     def _upscaled(self, clip: Tensor, motion: MiddleMotion | None) -> Tensor:
         """The global skip: bicubic frames, neighbours merged for the frames in between."""

@@ -117,6 +117,18 @@ def load_state(network: VideoNet, state: Mapping[str, Tensor], path: str | os.Pa
     network.load_state_dict(dict(state))
 
 
+def load_to_start(network: VideoNet, name_or_path: str | os.PathLike[str]) -> list[str]:
+    """Copy weights into ``network`` to go on training from; they may lack parts that it `added`, which stay fresh.
+
+    Returns the keys that stayed fresh. `CheckpointError` for anything else that is missing or does not fit.
+    """
+    state = load_network(name_or_path).state_dict()
+    fresh = [key for key in network.state_dict() if key.startswith(network.added) and key not in state]
+    whole = {**{key: network.state_dict()[key] for key in fresh}, **state}
+    load_state(network, whole, name_or_path)
+    return fresh
+
+
 def load_published(network: VideoNet, state: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
     """Copy a published STDAN state_dict into ``network``: keys mapped, deterministic buffers dropped, else strict."""
     weights = {key: tensor for key, tensor in state.items() if not key.endswith(DETERMINISTIC)}

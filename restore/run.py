@@ -1,8 +1,9 @@
 """What a training run changes as it goes on: weights, their moving average, optimiser, scaler, random state."""
 
+import logging
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
@@ -15,10 +16,12 @@ from torch.utils.checkpoint import checkpoint
 
 from archs import ARCHS, VideoNet
 from restore import distributed
-from restore.checkpoint import load_network, load_state
+from restore.checkpoint import load_to_start
 from restore.options import OptionError, Options, TrainOptions, construct
 from restore.privileged_training import shipped, with_privilege
 from restore.schedule import learning_rate
+
+log = logging.getLogger("restore")
 
 
 @dataclass
@@ -103,8 +106,8 @@ def begin(options: Options, device: torch.device) -> Run:
     if network.scale != options.scale:
         raise OptionError(f"scale: {options.scale}, but {options.network_g.type} has scale {network.scale}")
     if options.path.pretrain_network_g:
-        weights = load_network(options.path.pretrain_network_g).state_dict()
-        load_state(network, weights, options.path.pretrain_network_g)
+        fresh = _parts(load_to_start(network, options.path.pretrain_network_g))
+        log.info("started from %s; fresh parts: %s", options.path.pretrain_network_g, ", ".join(fresh) or "none")
     network = with_privilege(network, recipe.privileged, pretrained=bool(options.path.pretrain_network_g))
     torch.manual_seed(options.manual_seed + distributed.rank())  # stochastic depth differs between processes
     layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
@@ -117,6 +120,11 @@ def begin(options: Options, device: torch.device) -> Run:
     model = distributed.parallel(model, find_unused_parameters=options.find_unused_parameters)  # type: ignore[arg-type]
     scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
     return Run(network, model, average, optimizer, scaler)
+
+
+def _parts(keys: Sequence[str]) -> list[str]:
+    """The parts of a network that keys belong to: their first two names."""
+    return list(dict.fromkeys(".".join(key.split(".")[:2]) for key in keys))
 
 
 def make_optimizer(network: nn.Module, recipe: TrainOptions) -> Optimizer:

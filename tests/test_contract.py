@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import COMPACT, PUBLISHED, RECURRENT, ROOT, awaken, relative_error, run_python, seeded_clip
+from tiny import COMPACT, FREQUENCY, PUBLISHED, RECURRENT, ROOT, awaken, relative_error, run_python, seeded_clip
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -18,6 +18,7 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {  # name of the case -> name 
     "stdan": ("stdan", PUBLISHED),
     "stdan, compact": ("stdan", COMPACT),
     "stdan, recurrent": ("stdan", RECURRENT),
+    "stdan_freq": ("stdan_freq", FREQUENCY),
 }
 WITHOUT_GRADIENT: dict[str, set[str]] = {}  # case -> parameters that no gradient reaches, with the reason beside it
 

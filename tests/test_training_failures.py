@@ -1,5 +1,6 @@
 """What fails in the middle of a run ends it with one line; numbers too large for fp16 only cost a step."""
 
+import gc
 import json
 import os
 import signal
@@ -23,6 +24,16 @@ from restore.options import load_options
 from restore.run import begin
 
 NO_VALIDATION = "val.val_freq=null"
+
+
+@pytest.fixture(autouse=True)
+def no_worker_is_left():
+    """What PyTorch keeps of a failed loader would cost a later test seconds a worker."""
+    yield
+    handler = signal.getsignal(signal.SIGCHLD)
+    interruptions._kill_workers()
+    gc.collect()
+    signal.signal(signal.SIGCHLD, handler)
 
 
 def arguments(options_file: Path, *overrides: str) -> list[str]:

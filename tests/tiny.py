@@ -29,6 +29,8 @@ RECURRENT: dict[str, Any] = {  # convolutions and propagation in the place of al
     "skip": "bicubic", "motion_prior": "correlation",
 }  # fmt: skip
 
+FREQUENCY: dict[str, Any] = {**PUBLISHED, "dct_condition": True}  # stdan_freq with every component
+
 
 def awaken(network: nn.Module, scale: float = 0.02) -> nn.Module:
     """Replace zeros by noise, so that offsets, refinements and skips that start silent take part."""

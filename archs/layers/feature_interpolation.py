@@ -56,6 +56,7 @@ class FeatureInterpolation(nn.Module):
         self, channels: int, levels: int, groups: int, *, guidance: SpectrumGuidance | None = None
     ) -> None:
         super().__init__()
+        self.levels, self.groups = levels, groups
         self.pyramid = FeaturePyramid(channels, levels)
         self.align = DualPyramidAlign(channels, levels, groups)
         self.step = RecurrentStep(channels, levels, groups)

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from archs.layers.blocks import conv1x1, conv3x3, lrelu, zero
+from archs.layers.energy_fusion import ChannelAttention
 from archs.layers.global_filter import GlobalFilter, PolarFilter, RadialFilter, SpectralFilter
-from archs.layers.spectral import band_energies, irfft2, radial_bands, rfft2
+from archs.layers.spectral import irfft2, rfft2
 
 FILTERS: dict[str, Callable[[int, tuple[int, int]], SpectralFilter]] = {  # of so many channels, learnt on such a grid
     "radial": lambda channels, grid: RadialFilter(channels),
@@ -114,31 +115,8 @@ class SpatialFrequencyEnhancement(nn.Module):
         return irfft2(self.mix(rfft2(y)), x.shape[-2:])
 
 
-class EnergyFrequencyEnhancement(nn.Module):
-    """x times a gain per channel in (0, 2) that follows from all channels' band energies: squeeze and excitation.
-
-    The descriptor of a channel is the log energy in ``bands`` radial bands, of which the usual mean is but the first.
-    A perceptron that all channels share makes one number of it; another, C -> C/4 -> C, mixes the channels.
-    """
-
-    def __init__(self, channels: int, bands: int = 8, floor: float = 1e-6) -> None:
-        super().__init__()
-        self.bands, self.floor = bands, floor
-        hidden = max(channels // 4, 1)
-        self.describe = nn.Sequential(nn.Linear(bands, 16), nn.LeakyReLU(0.1), nn.Linear(16, 1))
-        self.squeeze = nn.Linear(channels, hidden)
-        self.excite = nn.Linear(hidden, channels)
-        for parameter in self.excite.parameters():
-            nn.init.zeros_(parameter)
-
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """Same shape out."""
-        height, width = x.shape[-2:]
-        bands = radial_bands(height, width, self.bands, x.device)
-        energies = (band_energies(rfft2(x), bands, width) + self.floor).log()  # (B, C, K)
-        described = self.describe(energies.to(x.dtype)).squeeze(-1)
-        gain = 1 + torch.tanh(self.excite(lrelu(self.squeeze(described))))
-        return x * gain[..., None, None].to(x.dtype)
+# MFPI's energy-frequency enhancement: channels weighed by their energies in radial bands. One idea, two places.
+EnergyFrequencyEnhancement = ChannelAttention
 
 
 class FrequencyEnhancement(nn.Module):

@@ -1,9 +1,9 @@
 """What a teacher sees of the truth, and what its student learns from it: parts of training with privileged information.
 
 The recipe is that of PISR (Lee et al., "Learning with Privileged Information for Efficient Image Super-Resolution",
-ECCV 2020; its released program, cvlab-yonsei/PISR, is the source of the adapters and the figures of the loss). A teacher
-restores with the high-resolution frames at hand; a student without them starts from the teacher's weights and
-learns, beside the truth, the teacher's features. Of the teacher nothing is left at inference.
+ECCV 2020; its released program, cvlab-yonsei/PISR, is the source of the adapters and of the loss with its figures). A
+teacher restores with the high-resolution frames at hand; a student without them starts from the teacher's weights
+and learns, beside the truth, the teacher's features. Of the teacher nothing is left at inference.
 
 PISR's teacher encodes the truth to a pseudo low-resolution image. Ours is any video network, whose features the truth
 adds to through a narrow and noisy path: a reconstruction for networks like ours, which reproduces no published

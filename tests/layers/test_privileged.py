@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from runs import OPTIONS, run, weights
 from tiny import COMPACT, PUBLISHED, RECURRENT, awaken, seeded_clip, unchecked
 from torch import Tensor, nn
@@ -256,6 +257,24 @@ def test_one_graph(role):
         compiled = torch.compile(network, backend="eager", fullgraph=True)
         assert_close(compiled(clip, truth), expected)
         assert_close(network.auxiliary_losses(), losses)
+
+
+@pytest.mark.parametrize("role", ["teacher", "student"])
+def test_in_parallel(role):
+    """DistributedDataParallel reduces the gradient of every parameter once, those that only the loss needs included."""
+    clip, truth = footage()
+    teacher = awaken(PrivilegedTeacher(small()))
+    network = awaken(teacher if role == "teacher" else student_of(teacher)).train()
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        model = nn.parallel.DistributedDataParallel(network)
+        for _ in range(2):
+            network.zero_grad()
+            restored = model(clip, truth)
+            (restored.mean() + sum(network.auxiliary_losses().values())).backward()
+    finally:
+        dist.destroy_process_group()
+    assert all(p.grad is not None and p.grad.any() for p in network.parameters() if p.requires_grad)
 
 
 # ---- runs

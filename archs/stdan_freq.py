@@ -1,0 +1,111 @@
+"""STDAN-freq: STDAN with frequency-domain alignment and energy-weighted softmax fusion.
+
+    clip -> encoder -> (P1) enhancement -> LSTFI <- (P2) spectrum guidance -> STDFA <- (P3) energy fusion
+         -> (P4) enhancement -> decoder -> upsampler
+
+The network and its places P1 to P4 are this project's own, inspired by the spectrum prior and the energy prior of Zhu
+et al. (ICCV 2023) and the multi-frequency enhancement of MFPI (Li et al., ICCV 2023), of which no code is public:
+nothing here reproduces them. Every component is a keyword. With all of them off this is `STDAN`, key for key and bit
+for bit; fresh components change nothing, so that weights of STDAN load and fine-tune.
+"""
+
+from typing import Any, Literal, TypeVar
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from archs.contract import and_keywords_of
+from archs.layers.blocks import per_frame
+from archs.layers.dct_gate import CompressionCondition
+from archs.layers.deform_attention import DeformableAttention
+from archs.layers.energy_attention import EnergyFusion
+from archs.layers.feature_interpolation import FeatureInterpolation
+from archs.layers.frequency_align import SpectrumGuidance
+from archs.layers.motion_prior import MiddleMotion
+from archs.layers.multi_frequency import FrequencyEnhancement
+from archs.stdan import STDAN
+
+Part = TypeVar("Part", bound=nn.Module)
+
+
+class STDANFreq(STDAN):
+    """`STDAN` with up to seven components, each a keyword; the other keywords are STDAN's.
+
+    - ``enhance`` (P1, P4): enhancement in space and frequency after the encoder and after the aggregation, with
+      "radial", "polar" or "global" filters; None: off.
+    - ``guide`` (P2): what the spectra of a pair tell the offsets of its alignment; ``guidance`` chooses how.
+    - ``prior`` (P2): phase correlation as the place where that alignment starts.
+    - ``location`` (P3): sources count more where what was read of them is sharp.
+    - ``bands`` (P3): "polar", "radial" or "bin": the answers of the sources fused by energy and coherence; ``logit``,
+      ``energy_power`` and ``coherence`` are where its weights start; None: off.
+    - ``channel`` (P3): channels weighed by their spectra.
+    - ``dct_condition``: features modulated by gated DCT coefficients of the input, for compressed footage.
+
+    With STDAN's ``motion_prior="correlation"``, ``phase_start`` lets block matching start from phase correlation.
+    ValueError for components that the chosen parts have no place for.
+    """
+
+    added = ("enhance_encoded.", "enhance_gathered.", "condition.", "interpolate.guidance.", "aggregate.fusion.")
+
+    @and_keywords_of(STDAN)
+    def __init__(
+        self,
+        *,
+        enhance: Literal["radial", "polar", "global"] | None = "radial",
+        guide: bool = True,
+        guidance: Literal["filter", "surface", "fcvsr"] = "filter",
+        prior: bool = True,
+        location: bool = True,
+        bands: Literal["polar", "radial", "bin"] | None = "polar",
+        logit: Literal["log", "raw"] = "log",
+        energy_power: float = 2.0,
+        coherence: float = 1.0,
+        channel: bool = True,
+        dct_condition: bool = False,
+        phase_start: bool = False,
+        **others: Any,
+    ) -> None:
+        super().__init__(**others)
+        channels = self.embed.out_channels
+        self.enhance_encoded = FrequencyEnhancement(channels, filter=enhance) if enhance else None
+        self.enhance_gathered = FrequencyEnhancement(channels, filter=enhance) if enhance else None
+        self.condition = CompressionCondition(channels) if dct_condition else None
+        if guide or prior:
+            alignment = _part(self.interpolate, FeatureInterpolation, "guide and prior", "between='lstfi'")
+            alignment.guidance = SpectrumGuidance(
+                channels, alignment.groups, alignment.levels, guide=guide, prior=prior, motion=guidance
+            )
+        if location or bands or channel:
+            what = "location, bands and channel"
+            attention = _part(self.aggregate, DeformableAttention, what, "exchange='attention'")
+            attention.fusion = EnergyFusion(
+                attention.embed.out_channels, location=location, bands=bands, channel=channel, logit=logit,
+                p=energy_power, kappa=coherence,
+            )  # fmt: skip
+        if phase_start:
+            if self.motion is None:
+                raise ValueError("phase_start is where motion_prior='correlation' starts: set that, too")
+            self.motion.first = "phase"
+
+    def encode(self, clip: Float[Tensor, "b t 3 h w"]) -> Float[Tensor, "b t c h w"]:
+        """Features of every input frame, enhanced (P1)."""
+        features = super().encode(clip)
+        if self.condition is not None:
+            features = self.condition(features.flatten(0, 1), clip.flatten(0, 1)).unflatten(0, clip.shape[:2])
+        return features if self.enhance_encoded is None else per_frame(self.enhance_encoded, features)
+
+    def gather(self, sequence: Float[Tensor, "b u c h w"], motion: MiddleMotion | None) -> Float[Tensor, "b u c h w"]:
+        """Every frame with what it takes from the others, enhanced (P4)."""
+        sequence = super().gather(sequence, motion)
+        return sequence if self.enhance_gathered is None else per_frame(self.enhance_gathered, sequence)
+
+    def auxiliary_losses(self) -> dict[str, Tensor]:
+        """The gate's share of open channels, where there is a gate."""
+        return {} if self.condition is None else self.condition.auxiliary_losses()
+
+
+def _part(part: nn.Module, kind: type[Part], components: str, keyword: str) -> Part:
+    """The part that components need; ValueError where the network was built with another."""
+    if not isinstance(part, kind):
+        raise ValueError(f"{components} belong into {kind.__name__}: set {keyword}, or switch them off")
+    return part
