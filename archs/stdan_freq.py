@@ -21,6 +21,7 @@ from archs.layers.deform_attention import DeformableAttention
 from archs.layers.energy_attention import EnergyFusion
 from archs.layers.feature_interpolation import FeatureInterpolation
 from archs.layers.frequency_align import SpectrumGuidance
+from archs.layers.motion_distillation import MotionDistillation, motion_losses
 from archs.layers.motion_prior import MiddleMotion
 from archs.layers.multi_frequency import FrequencyEnhancement
 from archs.stdan import STDAN
@@ -29,12 +30,14 @@ Part = TypeVar("Part", bound=nn.Module)
 
 
 class STDANFreq(STDAN):
-    """`STDAN` with up to seven components, each a keyword; the other keywords are STDAN's.
+    """`STDAN` with up to eight components, each a keyword; the other keywords are STDAN's.
 
     - ``enhance`` (P1, P4): enhancement in space and frequency after the encoder and after the aggregation, with
       "radial", "polar" or "global" filters; None: off.
     - ``guide`` (P2): what the spectra of a pair tell the offsets of its alignment; ``guidance`` chooses how.
     - ``prior`` (P2): phase correlation as the place where that alignment starts.
+    - ``motion_branch`` (P2): frequency-temporal gradients added to the offset features: "explicit", "distilled" (shown
+      in training, guessed by a student at inference; needs an `AuxiliaryLoss` named motion) or "student"; None: off.
     - ``location`` (P3): sources count more where what was read of them is sharp.
     - ``bands`` (P3): "polar", "radial" or "bin": the answers of the sources fused by energy and coherence; ``logit``,
       ``energy_power`` and ``coherence`` are where its weights start; None: off.
@@ -45,7 +48,10 @@ class STDANFreq(STDAN):
     ValueError for components that the chosen parts have no place for.
     """
 
-    added = ("enhance_encoded.", "enhance_gathered.", "condition.", "interpolate.guidance.", "aggregate.fusion.")
+    added = (
+        *("enhance_encoded.", "enhance_gathered.", "condition.", "interpolate.guidance.", "aggregate.fusion."),
+        *(f"interpolate.align.align_{side}.levels.{n}.motion." for side in ("first", "second") for n in range(9)),
+    )
 
     @and_keywords_of(STDAN)
     def __init__(
@@ -55,6 +61,7 @@ class STDANFreq(STDAN):
         guide: bool = True,
         guidance: Literal["filter", "surface", "fcvsr"] = "filter",
         prior: bool = True,
+        motion_branch: Literal["explicit", "distilled", "student"] | None = None,
         location: bool = True,
         bands: Literal["polar", "radial", "bin"] | None = "polar",
         logit: Literal["log", "raw"] = "log",
@@ -75,6 +82,11 @@ class STDANFreq(STDAN):
             alignment.guidance = SpectrumGuidance(
                 channels, alignment.groups, alignment.levels, guide=guide, prior=prior, motion=guidance
             )
+        if motion_branch:
+            alignment = _part(self.interpolate, FeatureInterpolation, "motion_branch", "between='lstfi'")
+            for side in (alignment.align.align_first, alignment.align.align_second):
+                for level, part in enumerate(side.levels):
+                    part.motion = MotionDistillation(channels, motion=motion_branch, window=max(32 >> level, 8))
         if location or bands or channel:
             what = "location, bands and channel"
             attention = _part(self.aggregate, DeformableAttention, what, "exchange='attention'")
@@ -100,8 +112,8 @@ class STDANFreq(STDAN):
         return sequence if self.enhance_gathered is None else per_frame(self.enhance_gathered, sequence)
 
     def auxiliary_losses(self) -> dict[str, Tensor]:
-        """The gate's share of open channels, where there is a gate."""
-        return {} if self.condition is None else self.condition.auxiliary_losses()
+        """The gate's share of open channels, the distillation of motion: of what there is."""
+        return {**motion_losses(self), **({} if self.condition is None else self.condition.auxiliary_losses())}
 
 
 def _part(part: nn.Module, kind: type[Part], components: str, keyword: str) -> Part:

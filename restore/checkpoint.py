@@ -45,6 +45,8 @@ def load_network(
     path = find_weights(name_or_path)
     if path.suffix == ".safetensors":
         info = read_info(path)
+        if "privileged" in info:
+            raise CheckpointError(f"{path}: a teacher, which needs the truth to restore; use the net_g beside it")
         network, state = build_network(info["network"], path), _read_safetensors(path)
         load_state(network, state, path)
     else:

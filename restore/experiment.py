@@ -23,7 +23,10 @@ from restore.options import OptionError, Options, as_dict
 log = logging.getLogger("restore")
 
 # keys that may differ when a run continues: they change what is told or how long it runs, not what is learnt
-FREE = ("train.total_iter", "num_threads", "device", "val", "logger", "path.experiments", "datasets.val")
+FREE = (
+    *("train.total_iter", "num_threads", "device", "val", "logger", "path.experiments", "datasets.val"),
+    "datasets.train.num_worker_per_gpu",
+)
 
 
 @dataclass(frozen=True)

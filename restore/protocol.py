@@ -9,6 +9,7 @@ of what two windows share.
 """
 
 import itertools
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -100,8 +101,9 @@ class Protocol:
         given = clip.inputs(list(window.frames)[:: self.time_scale]) if self.given else None
         if given is None:
             degrade = self.degradation or Bicubic(self.scale)
-            # numbered by the window, so that a random degradation is the same in every run
-            return degrade(truth[:: self.time_scale], np.random.default_rng(window.start))
+            # by clip and window alone, so that a random degradation is the same in every run
+            rng = np.random.default_rng((zlib.crc32(clip.name.encode()), window.start))
+            return degrade(truth[:: self.time_scale], rng)
         lq = _stacked(given)
         size = [extent // self.scale for extent in truth.shape[2:]]
         if any(extent not in (wanted, wanted + 1) for extent, wanted in zip(lq.shape[2:], size, strict=True)):

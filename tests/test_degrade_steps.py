@@ -11,6 +11,8 @@ from restore.degrade_steps import (
     blur,
     blur_kernel,
     gaussian_noise,
+    motion_blur,
+    motion_kernel,
     poisson_noise,
     resize,
     sinc,
@@ -153,3 +155,26 @@ def test_bad_settings():
         resize(clip, size=[0, 4], mode="area")
     with pytest.raises(ValueError, match="zip"):
         gaussian_noise(clip, sigma=[1.0], gray=False, seed=0)
+
+
+@pytest.mark.parametrize("angle", [0.0, 0.6, math.pi / 2, 2.5])
+def test_a_motion_kernel_is_a_line_through_the_middle(angle):
+    weights = motion_kernel(9.0, angle)
+    reach = weights.shape[0] // 2
+    assert weights.sum().item() == pytest.approx(1) and weights.min() >= 0
+    assert torch.allclose(weights, weights.flip(0, 1), atol=1e-7)
+    axis = torch.arange(-reach, reach + 1.0)
+    along = math.cos(angle) * axis + math.sin(angle) * axis[:, None]
+    across = math.cos(angle) * axis[:, None] - math.sin(angle) * axis
+    assert (weights * along**2).sum().item() == pytest.approx(9**2 / 12, rel=0.12)  # of a line, and of sharing pixels
+    assert (weights * across**2).sum().item() < 0.4
+
+
+def test_motion_blur_is_of_each_frame():
+    clip = _clip()
+    blurred = motion_blur(clip, length=[0.0, 6.0, 6.0], angle=[0.0, 0.0, math.pi / 2])
+    assert torch.allclose(blurred[0], clip[0], atol=1e-5)
+    smooth = [x.diff(dim=dim).abs().mean() for x, dim in ((blurred[1], 2), (blurred[1], 1))]
+    assert smooth[0] < 0.5 * smooth[1]
+    turned = motion_blur(clip[2:].transpose(2, 3), length=[6.0], angle=[0.0]).transpose(2, 3)
+    assert torch.allclose(blurred[2:], turned, atol=1e-5)

@@ -31,6 +31,7 @@ ONLY_FOR = {
     "methods": {"training", "evaluation", "scoring", "demo"},
     "stream": {"methods", "demo", "__main__"},
     "jobs": {"demo", "__main__"},
+    "privileged_training": {"run", "training"},
     "dialects": {"options"},
     "rewrite": {"dialects"},
 }

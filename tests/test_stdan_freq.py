@@ -14,6 +14,7 @@ COMPONENTS = {
     "enhance": {"enhance": "radial"},
     "guide": {"guide": True},
     "prior": {"prior": True},
+    "motion_branch": {"motion_branch": "explicit"},
     "location": {"location": True},
     "bands": {"bands": "polar"},
     "channel": {"channel": True},
@@ -61,7 +62,7 @@ def test_everything_fresh_changes_nothing():
 
 def test_every_new_parameter_learns_within_three_steps():
     torch.manual_seed(0)
-    network = STDANFreq(**FREQUENCY).train()
+    network = STDANFreq(**{**FREQUENCY, "motion_branch": "distilled"}).train()
     new = {name for name, _ in network.named_parameters() if name.startswith(network.added)}
     optimizer = torch.optim.Adam(network.parameters(), 1e-3)
     asleep = set(new)
@@ -100,7 +101,7 @@ def test_compact_networks_take_what_they_have_a_place_for():
 
 
 def test_unknown_choices():
-    for key in ("enhance", "guidance", "bands", "logit"):
+    for key in ("enhance", "guidance", "motion_branch", "bands", "logit"):
         with unchecked(), pytest.raises(ValueError, match="'strange' is none of"):
             STDANFreq(**PUBLISHED, **{key: "strange"})
 

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from archs.layers.blocks import conv1x1, conv3x3, lrelu, upsample2x
 from archs.layers.deform import ModulatedDeformConv, OffsetGuidance, guided, warp
+from archs.layers.motion_distillation import MotionDistillation
 
 Pyramid = list[Tensor]  # level l: (B, C, h/2^l, w/2^l)
 Guidance = Sequence[OffsetGuidance]  # level by level
@@ -30,6 +31,7 @@ class AlignLevel(nn.Module):
         self.refine = None if coarsest else conv3x3(channels, channels)
         self.deform = ModulatedDeformConv(channels, groups)
         self.fuse = None if coarsest else conv3x3(2 * channels, channels)
+        self.motion: MotionDistillation | None = None  # what the spectra of the pair add to the offset features
 
     def forward(
         self,
@@ -47,14 +49,17 @@ class AlignLevel(nn.Module):
         """
         guide = lrelu(self.pair(torch.cat([seen, second], dim=1)))
         if coarser is None:
-            guide = guided(lrelu(self.offset(guide)), guidance)
+            guide = self._moved(guided(lrelu(self.offset(guide)), guidance), seen, second)
             return guide, self.deform(first, guide, flow, guidance)
         assert self.refine is not None and self.fuse is not None
         coarser_guide, coarser_aligned = (upsample2x(x) for x in coarser)
         # an offset of one coarse pixel is two fine ones: the guide's features double with the size
         guide = lrelu(self.offset(torch.cat([guide, 2 * coarser_guide], dim=1)))
-        guide = guided(lrelu(self.refine(guide)), guidance)
+        guide = self._moved(guided(lrelu(self.refine(guide)), guidance), seen, second)
         return guide, self.fuse(torch.cat([self.deform(first, guide, flow, guidance), coarser_aligned], dim=1))
+
+    def _moved(self, guide: Tensor, seen: Tensor, second: Tensor) -> Tensor:
+        return guide if self.motion is None else guide + self.motion(seen, second, guide)
 
 
 class PyramidAlign(nn.Module):
