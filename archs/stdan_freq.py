@@ -33,8 +33,9 @@ class STDANFreq(STDAN):
     """`STDAN` with up to eight components, each a keyword; the other keywords are STDAN's.
 
     - ``enhance`` (P1, P4): enhancement in space and frequency after the encoder and after the aggregation, with
-      "radial", "polar" or "global" filters; None: off.
-    - ``guide`` (P2): what the spectra of a pair tell the offsets of its alignment; ``guidance`` chooses how.
+      "radial", "polar" or "global" filters ("global_bicubic": resized as GFNet does, for comparison); None: off.
+    - ``guide`` (P2): what the spectra of a pair tell the offsets of its alignment; ``guidance`` chooses how,
+      and phase correlation works on windows of ``guidance_window`` pixels.
     - ``prior`` (P2): phase correlation as the place where that alignment starts.
     - ``motion_branch`` (P2): frequency-temporal gradients added to the offset features: "explicit", "distilled" (shown
       in training, guessed by a student at inference; needs an `AuxiliaryLoss` named motion) or "student"; None: off.
@@ -57,9 +58,10 @@ class STDANFreq(STDAN):
     def __init__(
         self,
         *,
-        enhance: Literal["radial", "polar", "global"] | None = "radial",
+        enhance: Literal["radial", "polar", "global", "global_bicubic"] | None = "radial",
         guide: bool = True,
         guidance: Literal["filter", "surface", "fcvsr"] = "filter",
+        guidance_window: int = 32,
         prior: bool = True,
         motion_branch: Literal["explicit", "distilled", "student"] | None = None,
         location: bool = True,
@@ -80,8 +82,9 @@ class STDANFreq(STDAN):
         if guide or prior:
             alignment = _part(self.interpolate, FeatureInterpolation, "guide and prior", "between='lstfi'")
             alignment.guidance = SpectrumGuidance(
-                channels, alignment.groups, alignment.levels, guide=guide, prior=prior, motion=guidance
-            )
+                channels, alignment.groups, alignment.levels, guide=guide, prior=prior, motion=guidance,
+                window=guidance_window,
+            )  # fmt: skip
         if motion_branch:
             alignment = _part(self.interpolate, FeatureInterpolation, "motion_branch", "between='lstfi'")
             for side in (alignment.align.align_first, alignment.align.align_second):

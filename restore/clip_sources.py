@@ -233,6 +233,32 @@ class VideoClip:
 
 
 @dataclass(frozen=True)
+class FirstFrames:
+    """The first ``count`` frames of a clip."""
+
+    clip: TrainingClip
+    count: int
+
+    @property
+    def name(self) -> str:
+        """Of the clip."""
+        return self.clip.name
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """(height, width) of the true frames."""
+        return self.clip.size
+
+    def truth(self, frames: Sequence[int]) -> Sequence[UInt8[Tensor, "3 H W"]]:
+        """The true frames of these numbers. Raises SampleError."""
+        return self.clip.truth(frames)
+
+    def inputs(self, frames: Sequence[int]) -> Sequence[UInt8[Tensor, "3 h w"]] | None:
+        """The input frames of these numbers, or None. Raises SampleError."""
+        return self.clip.inputs(frames)
+
+
+@dataclass(frozen=True)
 class WithInputs:
     """A clip with input frames of its own: one for every ``step``-th true frame."""
 

@@ -206,9 +206,9 @@ def _comments(kind: Any) -> dict[str, str]:
 
 
 def _sentences(owner: Any, name: str) -> Iterator[str]:
-    """Sentences of the docstring that name a key as ``key``."""
+    """Sentences and list entries of the docstring that name a key as ``key``."""
     text = " ".join((inspect.getdoc(owner) or "").split())
-    for sentence in re.split(r"(?<=[^.]\.)\s+(?=[A-Z`])", text):
+    for sentence in re.split(r"(?<=[^.]\.)\s+(?=[A-Z`])|(?<=\S[.:])\s+- ", text):
         if re.search(rf"``{name}\b", sentence):
             yield sentence
 

@@ -56,6 +56,7 @@ class Protocol:
     crop_border: int = 0
     degradation: Degradation | None = None
     given: bool = False  # inputs come with the clips
+    max_frames: int | None = None  # of every clip; said here, applied where clips are opened
 
     def __post_init__(self) -> None:
         if (self.window - 1) % self.time_scale or not 0 <= self.overlap < self.window:
@@ -123,12 +124,13 @@ class Protocol:
         share = f"first result of {self.overlap} shared stays" if self.seam == "first" else (
             f"{self.overlap} shared, seam in their middle"
         )  # fmt: skip
+        first = f"; the first {self.max_frames} frames of a clip" if self.max_frames else ""
         scored = "unrounded Y" if self.color == "y" else "RGB"
         crop = "no border crop" if not self.crop_border else f"{self.crop_border} px of border cropped"
         return (
-            f"x{self.scale} space, x{self.time_scale} time; input: {every}, {made}, 8 bit; windows of {self.window} "
-            f"frames, stride {self.window - self.overlap}, and the last {self.window}, {share}; zero padding; PSNR and "
-            f"SSIM on {scored} of 8-bit frames, {crop}; mean over frames, then clips"
+            f"x{self.scale} space, x{self.time_scale} time{first}; input: {every}, {made}, 8 bit; "
+            f"windows of {self.window} frames, stride {self.window - self.overlap}, and the last {self.window}, "
+            f"{share}; zero padding; PSNR and SSIM on {scored} of 8-bit frames, {crop}; mean over frames, then clips"
         )
 
     def _made(self) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from restore.clip_sources import TrainingClip, WithInputs, lazy_clip, store_truth, to_bytes
+from restore.clip_sources import FirstFrames, TrainingClip, WithInputs, lazy_clip, store_truth, to_bytes
 from restore.crops import make_degradation
 from restore.frames import ClipError
 from restore.protocol import Protocol
@@ -24,8 +24,9 @@ log = logging.getLogger("restore")
 class TestClips:
     """The clips under a folder, at any depth, by the published space-time protocol; the base of every preset.
 
-    ``clips`` chooses some by name. ``dataroot_lq`` holds input frames made before: for every true frame, or for every
-    ``time_scale``-th. ``degradation`` ({type: bd, ...}) makes the input another way than by MATLAB's bicubic.
+    ``clips`` chooses some by name; of each the first ``max_frames`` count (None: all). ``dataroot_lq`` holds input
+    frames made before: for every true frame, or for every ``time_scale``-th. ``degradation`` ({type: bd, ...}) makes
+    the input another way than by MATLAB's bicubic.
     ValueError where something is missing or does not match.
     """
 
@@ -35,6 +36,7 @@ class TestClips:
     dataroot_gt: str
     dataroot_lq: str | None = None
     clips: tuple[str, ...] = ()
+    max_frames: int | None = None
     scale: int = 4
     time_scale: int = 2
     window: int = 7
@@ -54,7 +56,9 @@ class TestClips:
         if unknown:
             names = ", ".join(clip.name for clip in found)
             raise ValueError(f"{self.dataroot_gt}: no clip {', '.join(sorted(unknown))}; there are {names}")
-        self.found = [clip for clip in found if not self.clips or clip.name in self.clips]
+        chosen = [clip for clip in found if not self.clips or clip.name in self.clips]
+        most = self.max_frames
+        self.found = chosen if most is None else [FirstFrames(clip, min(most, clip.count)) for clip in chosen]
         given = self.degradation
         self.protocol = Protocol(
             scale=self.scale,
@@ -66,6 +70,7 @@ class TestClips:
             crop_border=self.crop_border,
             degradation=None if given is None else make_degradation(given, self.scale, "degradation"),
             given=self.has_inputs,
+            max_frames=self.max_frames,
         )
 
     @property

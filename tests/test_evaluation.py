@@ -245,6 +245,14 @@ def test_pairs_of_blurred_and_sharp(tmp_path):
         TEST_SETS["bsd"](dataroot_gt=str(tmp_path))
 
 
+def test_the_first_frames_only(tmp_path):
+    write_clips(tmp_path, {"a": sample_clip(9, 32, 32), "b": sample_clip(7, 32, 32)})
+    made = TEST_SETS["folder"](dataroot_gt=str(tmp_path), max_frames=7)
+    assert [found.count for found in made.found] == [7, 7] and "the first 7 frames" in made.protocol.text
+    scores = [score_clip(found, made.protocol, baseline(made.protocol), METRIC) for found in made.found]
+    assert [len(score.frames) for score in scores] == [7, 7]
+
+
 def test_reds4(tmp_path):
     write_clips(tmp_path / "train_sharp", {name: sample_clip(3, 32, 32) for name in ("000", "001", "011")})
     made = TEST_SETS["reds4"](dataroot_gt=str(tmp_path), clips=("000", "011"))

@@ -28,6 +28,7 @@ FILTERS: dict[str, Callable[[int, tuple[int, int]], SpectralFilter]] = {  # of s
     "radial": lambda channels, grid: RadialFilter(channels),
     "polar": lambda channels, grid: PolarFilter(channels),
     "global": lambda channels, grid: GlobalFilter(channels, *grid),
+    "global_bicubic": lambda channels, grid: GlobalFilter(channels, *grid, resize="bicubic"),  # resized as GFNet does
 }
 
 
