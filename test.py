@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
                 anew=arguments.anew,
                 command=command,
             )
-    except ValueError as error:
+    except (ValueError, OSError) as error:  # OSError: what was to be written cannot be; finished clips are kept
         print(f"test.py: error: {error}", file=sys.stderr)
         return 2
     return 0 if whole else 2

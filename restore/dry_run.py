@@ -30,7 +30,7 @@ def dry_run(options: Options) -> None:
     run = begin(options, device)
     samples = construct(DATASETS, options.train_set.dataset, "datasets.train")
     loop = Loop(options, recipe, run, samples, Experiment(Path(options.path.experiments) / options.name))
-    loop.test_sets  # noqa: B018 - made now, so that what is missing is told
+    loop.check_validation()
     run.iteration = 1
     batches = loop.batches()
     started = time.perf_counter()

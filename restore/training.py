@@ -123,6 +123,8 @@ class Loop:
 
     def go_on(self) -> None:
         """Run from where the state stands to total_iter."""
+        if self.options.val.val_freq:
+            self.check_validation()
         with stop_requests() as stop:
             while self.run.iteration < self.recipe.total_iter:
                 try:
@@ -260,6 +262,12 @@ class Loop:
         """The validation sets by name."""
         sections = self.options.test_sets.items()
         return {name: construct(TEST_SETS, section, f"datasets.{name}") for name, section in sections}
+
+    def check_validation(self) -> None:
+        """Raise ValueError now for test sets and metrics that the first validation would find missing."""
+        for name, test_set in self.test_sets.items():
+            check_methods(name, test_set.protocol, [network_method("network", self.run.network, self.run.device)])
+            chosen_metrics(self.options.val.metrics, test_set.protocol)
 
     def _validate(self, stop: StopRequests, *, done: bool) -> dict[str, dict[str, float]]:
         """Figures of the test sets when it is time; a request to stop ends it, but for the one at the run's end."""

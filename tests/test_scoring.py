@@ -196,6 +196,14 @@ def test_bad_input(here, capsys, changes, message):
     assert message in error and error.count("\n") == 1
 
 
+def test_a_report_that_cannot_be_written(here, capsys):
+    (here / "file").write_text("")
+    assert command.main([*options(here), "--report", str(here / "file" / "page.html")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("test.py: error: ") and error.count("\n") == 1
+    assert record(here)["averages"], "the tables are there"
+
+
 def test_clips_are_chosen_by_name(here, clips):
     section = {"datasets.sample": f"{{type: TestClips, dataroot_gt: {clips}, clips: [b]}}"}
     assert command.main(options(here, **section)) == 0
