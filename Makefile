@@ -9,7 +9,7 @@ demo: $(VENV)/.runtime  ## restore the embedded sample clip with shipped weights
 	$(BIN)/python -m restore.demo
 
 test: lint $(VENV)/.dev  ## lint, type check, test suite
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu"
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -1,5 +1,6 @@
 """Shapes and types in the signatures of archs and restore are enforced while the suite runs; shared fixtures."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,16 @@ def single_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def no_handlers_left():
+    """A run's log goes to the stream that pytest captures in that test, which is closed after it."""
+    yield
+    logger = logging.getLogger("restore")
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        handler.close()
 
 
 @pytest.fixture
