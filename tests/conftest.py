@@ -33,6 +33,7 @@ def no_handlers_left():
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
         handler.close()
+    logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture
