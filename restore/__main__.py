@@ -8,7 +8,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -22,6 +22,8 @@ from tqdm import tqdm
 from archs import VideoNet
 from restore.checkpoint import DEFAULT_MODEL, WEIGHTS, load_network, read_info, shipped_models
 from restore.device import PRECISIONS, pick_device, resolve_precision
+from restore.explain import explain
+from restore.explain_watch import Seen, watching
 from restore.jobs import Job, Output, plan
 from restore.stream import restore_clip
 from restore.video import ClipError
@@ -58,7 +60,7 @@ def _run(args: argparse.Namespace) -> int:
     }
     _check_settings(net, settings)
     slowmo = args.slowmo or net.time_scale
-    jobs = plan(source, _output(args), slowmo=slowmo, start=args.start, limit=args.frames)
+    jobs = plan(source, _output(args), slowmo=slowmo, start=args.start, limit=args.frames, explain=args.explain)
     for job in jobs:
         job.warn()
     if args.dry_run:
@@ -68,7 +70,10 @@ def _run(args: argparse.Namespace) -> int:
     for job in jobs:
         progress = _Progress()
         try:
-            _restore(job, net, settings, progress, bar=bar)
+            with watching(net) if job.explain else nullcontext() as seen:
+                _restore(job, net, settings, progress, bar=bar)
+            if seen is not None:
+                _explain(job, net, seen, progress)
         except KeyboardInterrupt:
             _complain(f"interrupted at {job.clip.name}{_kept(job, progress)}")
             return 130
@@ -96,6 +101,7 @@ class _Progress:
     written: int = 0
     height: int = 0
     width: int = 0
+    finished: bool = False  # the file or folder is complete
 
 
 def _restore(job: Job, net: VideoNet, settings: dict, progress: _Progress, *, bar: bool) -> None:
@@ -119,6 +125,7 @@ def _restore(job: Job, net: VideoNet, settings: dict, progress: _Progress, *, ba
             progress.written += 1
             _, progress.height, progress.width = frame.shape
             shown.update()
+    progress.finished = True
     if not bar:
         seconds = perf_counter() - began
         print(
@@ -126,6 +133,14 @@ def _restore(job: Job, net: VideoNet, settings: dict, progress: _Progress, *, ba
             f"{seconds:.1f} s ({progress.written / seconds:.1f} frames/s)",
             flush=True,
         )
+
+
+def _explain(job: Job, net: VideoNet, seen: Seen, progress: _Progress) -> None:
+    """Write pictures of what the network saw in the first window of a clip."""
+    assert job.explain is not None and seen.clip is not None
+    names = job.names(net.frames_out(len(seen.clip)), net.time_scale)
+    size = progress.height // net.scale, progress.width // net.scale
+    print(f"{job.clip.name}: {explain(seen, names, job.explain, title=job.clip.name, size=size)}", flush=True)
 
 
 def _reason(error: Exception, job: Job, tile: int) -> str:
@@ -146,6 +161,8 @@ def _out_of_memory(error: Exception) -> bool:
 
 
 def _kept(job: Job, progress: _Progress) -> str:
+    if progress.finished:
+        return f"; {job.target} is complete"
     if job.is_video or not progress.written:
         return "; nothing was written"
     return f"; the {progress.written} finished frames stay in {job.target}"
@@ -158,6 +175,8 @@ def _dry_run(jobs: list[Job], net: VideoNet, args: argparse.Namespace, device: s
     print(f"device   {device}")
     tiles = f"tiles of {args.tile} pixels, {args.tile_overlap} shared" if args.tile else "whole frames"
     print(f"windows  {args.window} frames, {args.temporal_overlap} shared; {tiles}")
+    if args.explain:
+        print(f"explain  the first window of each clip, in {args.explain}")
     failures = 0
     for job in jobs:
         try:
@@ -249,6 +268,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
     parser.add_argument("--dry-run", action="store_true", help="check everything, say what would be done, and stop")
     parser.add_argument("--list-models", action="store_true", help="list the models that ship, and stop")
+    parser.add_argument(
+        "--explain", type=Path, metavar="DIR", help="pictures of what the network sees in each clip's first window"
+    )
     parser.add_argument("--no-progress", action="store_true", help="a line a clip instead of a bar")
     _add_network_flags(parser.add_argument_group("network"))
     _add_frame_flags(parser.add_argument_group("frames"))

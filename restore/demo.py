@@ -8,8 +8,6 @@ import argparse
 import sys
 from pathlib import Path
 
-import cv2
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -26,6 +24,7 @@ from restore.methods import bicubic_average
 from restore.protocol import Protocol
 from restore.sample import low_resolution, sample_clip
 from restore.scores import ClipScore, as_record
+from restore.sheets import side_by_side
 from restore.stream import restore_clip
 from restore.tables import as_text
 from restore.writers import FrameFolderWriter, VideoWriter, write_image
@@ -99,21 +98,6 @@ def comparison(
         centre = (slice(height // 4, 3 * height // 4), slice(width // 4, 3 * width // 4))
         rows.append(side_by_side({name: _twice(frame[:, centre[0], centre[1]]) for name, frame in parts.items()}))
     return torch.cat(rows, dim=1)
-
-
-def side_by_side(parts: dict[str, Float[Tensor, "3 h w"]]) -> Float[Tensor, "3 row_h row_w"]:
-    """Frames of one size next to each other, each under its name."""
-    return torch.cat([_captioned(frame, name) for name, frame in parts.items()], dim=2)
-
-
-def _captioned(frame: Tensor, text: str, bar: int = 24) -> Tensor:
-    """The frame under a dark bar with its name; two columns of the bar's colour keep neighbours apart."""
-    height, width = frame.shape[1:]
-    canvas = np.full((height + bar, width, 3), 24, dtype=np.uint8)
-    canvas[bar:] = (frame.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-    canvas[:, -2:] = 24
-    cv2.putText(canvas, text, (8, 17), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (235, 235, 235), 1, cv2.LINE_AA)
-    return torch.from_numpy(canvas).permute(2, 0, 1).float() / 255
 
 
 def _twice(frame: Tensor) -> Tensor:

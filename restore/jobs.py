@@ -61,6 +61,7 @@ class Job:
     slowmo: int  # frames out for every frame in
     start: int = 0  # the first frame of the clip that is restored
     limit: int | None = None  # how many are
+    explain: Path | None = None  # the folder for pictures of what the network sees
 
     @property
     def frames_in(self) -> int | None:
@@ -92,6 +93,16 @@ class Job:
         for n in range(self.start, self.start + (self.frames_in or 0)):
             yield self.clip.read(n, n + 1)[0]
 
+    def names(self, count: int, time_scale: int) -> list[str]:
+        """Names for the first `count` frames that a network gives for every 1 / `time_scale` of an input frame.
+
+        Those of the files written; frames between the inputs that `slowmo` leaves out are named alike.
+        """
+        written = list(islice(self._names(), (count - 1) * self.slowmo // time_scale + 1))
+        skipped = range(1, time_scale // self.slowmo)
+        between = [[f"{name}_{10 * n * self.slowmo // time_scale}" for n in skipped] for name in written]
+        return [name for first, rest in zip(written, between, strict=True) for name in (first, *rest)][:count]
+
     @contextmanager
     def sink(self) -> Iterator[Callable[[Tensor], None]]:
         """Open the target; what is yielded writes the next frame. A folder made for nothing is removed again."""
@@ -104,9 +115,9 @@ class Job:
             self._video_writer()
         else:
             self._folder_writer()
-            if self.clip.frame_names:
-                for _ in self._names():
-                    pass
+        if self.clip.frame_names and not (self.is_video and self.explain is None):
+            for _ in self._names():
+                pass
         if not self.clip.is_video and not self.frames_in:
             raise ClipError(f"{self.clip.path}: it has {self.clip.count} frames: --start {self.start} leaves none")
 
@@ -192,9 +203,18 @@ class Job:
         return None
 
 
-def plan(source: str | Path, output: Output, *, slowmo: int = 1, start: int = 0, limit: int | None = None) -> list[Job]:
+def plan(
+    source: str | Path,
+    output: Output,
+    *,
+    slowmo: int = 1,
+    start: int = 0,
+    limit: int | None = None,
+    explain: Path | None = None,
+) -> list[Job]:
     """A job for each clip at `source`, after every check that needs no frame.
 
+    `explain` is the folder for pictures of what the network sees, with a folder in it for each of several clips.
     Raises ClipError for what `open_clips` refuses, an output that exists (unless it may be overwritten), cannot be
     written or would mix with the input, and for settings that do not go together.
     """
@@ -217,10 +237,17 @@ def plan(source: str | Path, output: Output, *, slowmo: int = 1, start: int = 0,
         elif not is_video and not single:
             target /= clip.name
         jobs.append(
-            Job(clip=clip, target=target, is_video=is_video, output=output, slowmo=slowmo, start=start, limit=limit)
-        )
+            Job(
+                clip=clip, target=target, is_video=is_video, output=output, slowmo=slowmo, start=start, limit=limit,
+                explain=explain if explain is None or single else explain / clip.name,
+            )
+        )  # fmt: skip
+    if explain is not None and output.path.resolve() in (explain.resolve(), *explain.resolve().parents):
+        raise ClipError(f"{explain}: is the output or inside of it: choose another folder for --explain")
     for job in jobs:
-        _check_target(source, job)
+        _check_target(source, job.target, is_video=job.is_video, overwrite=output.overwrite)
+        if job.explain is not None:
+            _check_target(source, job.explain, is_video=False, overwrite=output.overwrite)
         job.check()
     return jobs
 
@@ -274,22 +301,21 @@ def _check_output(output: Output, one_video: bool, is_video: bool) -> None:
         raise ClipError(f"{path}: --stretch-audio and --no-audio exclude each other: leave one out")
 
 
-def _check_target(source: Path, job: Job) -> None:
+def _check_target(source: Path, target: Path, *, is_video: bool, overwrite: bool) -> None:
     """Refuse a target that is taken, out of reach or part of the input."""
-    target, inside = job.target, source.is_dir()
     here, there = target.resolve(), source.resolve()
-    if here == there or (inside and there in here.parents):
+    if here == there or (source.is_dir() and there in here.parents):
         raise ClipError(f"{target}: is {'inside ' if here != there else ''}the input: choose a place outside of it")
-    if job.is_video and target.exists() and not job.output.overwrite:
+    if is_video and target.exists() and not overwrite:
         raise ClipError(f"{target}: exists: choose another name or give --overwrite")
-    if not job.is_video and target.exists():
+    if not is_video and target.exists():
         if not target.is_dir():
-            raise ClipError(f"{target}: is a file, but frames need a folder: choose another name")
+            raise ClipError(f"{target}: is a file, but pictures need a folder: choose another name")
         if not os.access(target, os.R_OK):
             raise ClipError(f"{target}: cannot be listed: check its permissions")
-        if not job.output.overwrite and any(not file.name.startswith(".") for file in target.iterdir()):
+        if not overwrite and any(not file.name.startswith(".") for file in target.iterdir()):
             raise ClipError(f"{target}: exists and is not empty: choose another folder or give --overwrite")
-    folder = target.parent if job.is_video else target
+    folder = target.parent if is_video else target
     while not folder.exists():
         folder = folder.parent
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
