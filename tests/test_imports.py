@@ -32,6 +32,10 @@ ONLY_FOR = {
     "stream": {"methods", "demo", "__main__"},
     "jobs": {"demo", "__main__"},
     "privileged_training": {"run", "training"},
+    "explain": {"__main__"},
+    "explain_watch": {"explain", "explain_pictures", "__main__"},
+    "explain_pictures": {"explain"},
+    "explain_drawing": {"explain_pictures"},
     "dialects": {"options"},
     "rewrite": {"dialects"},
 }
