@@ -57,6 +57,7 @@ class Protocol:
     degradation: Degradation | None = None
     given: bool = False  # inputs come with the clips
     max_frames: int | None = None  # of every clip; said here, applied where clips are opened
+    note: str = ""  # what else the figures are about: which list of clips, which folder of inputs
 
     def __post_init__(self) -> None:
         if (self.window - 1) % self.time_scale or not 0 <= self.overlap < self.window:
@@ -125,12 +126,14 @@ class Protocol:
             f"{self.overlap} shared, seam in their middle"
         )  # fmt: skip
         first = f"; the first {self.max_frames} frames of a clip" if self.max_frames else ""
+        note = f"; {self.note}" if self.note else ""
         scored = "unrounded Y" if self.color == "y" else "RGB"
         crop = "no border crop" if not self.crop_border else f"{self.crop_border} px of border cropped"
         return (
             f"x{self.scale} space, x{self.time_scale} time{first}; input: {every}, {made}, 8 bit; "
             f"windows of {self.window} frames, stride {self.window - self.overlap}, and the last {self.window}, "
-            f"{share}; zero padding; PSNR and SSIM on {scored} of 8-bit frames, {crop}; mean over frames, then clips"
+            f"{share}; zero padding; PSNR and SSIM on {scored} of 8-bit frames, {crop}; "
+            f"mean over frames, then clips{note}"
         )
 
     def _made(self) -> str:

@@ -6,7 +6,6 @@ Everything a run writes is in results/<name>/: <set>.json, .csv, _frames.csv and
 
 import datetime
 import json
-import logging
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -26,8 +25,6 @@ from restore.options import OptionError, Options, construct
 from restore.scores import ClipScore, SavedScores, as_record, claim_explained, infinite_clips
 from restore.tables import as_csv, as_latex, as_text, frames_csv
 from restore.test_sets import TEST_SETS, TestClips
-
-log = logging.getLogger("restore")
 
 
 def score(

@@ -51,6 +51,7 @@ class TestClips:
         if self.color not in ("y", "rgb"):
             raise ValueError(f"color={self.color!r} is neither 'y' nor 'rgb'")
         self.left_out: dict[str, str] = {}  # clips that cannot be opened, and why
+        self.note = ""  # of `look`, for the protocol
         found = self.look()
         unknown = set(self.clips) - {clip.name for clip in found}
         if unknown:
@@ -71,6 +72,7 @@ class TestClips:
             degradation=None if given is None else make_degradation(given, self.scale, "degradation"),
             given=self.has_inputs,
             max_frames=self.max_frames,
+            note=self.note,
         )
 
     @property
@@ -113,7 +115,7 @@ class TestClips:
                 return step
         raise ValueError(
             f"{self.dataroot_lq}: {clip.name} has {lq.count} input frames for {clip.count} true frames; there must be "
-            f"one for each or for every {self.time_scale}nd"
+            f"one for each, or one for every {self.time_scale}"
         )
 
 
@@ -157,7 +159,7 @@ class Vimeo90KTest(TestClips):
         wanted = listed_clips(listing)
         known = "; ".join(f"{whose}: {number:,}" for number, whose in self.sizes.items())
         whose = self.sizes.get(len(wanted), f"none of the known ones ({known})")
-        log.info("%s: %s clips, the list of %s", listing.name, f"{len(wanted):,}", whose)
+        self.note = f"{listing.name}: {len(wanted):,} clips, the list of {whose}"
         lq = septuplets(self.dataroot_lq, wanted, (64, 112)) if self.dataroot_lq else None
         return paired(septuplets(self.dataroot_gt, wanted, (256, 448)), lq, self.dataroot_gt)
 
@@ -260,7 +262,7 @@ class Deblurring(TestClips):
         """The clips of either tree. ValueError names what was looked for."""
         gt, lq = (self._folder(given, names) for given, names in ((self.gt_folder, self.GT), (self.lq_folder, self.LQ)))
         self.gt_folder, self.lq_folder = gt, lq
-        log.info("%s: truth from %s, input from %s", self.dataroot_gt, gt, lq)
+        self.note = f"truth from {gt}, input from {lq}"
         return paired(nested(self.dataroot_gt, gt), nested(self.dataroot_gt, lq), self.dataroot_gt)
 
     def _folder(self, given: str | None, names: Sequence[str]) -> str:
