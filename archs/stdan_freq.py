@@ -1,7 +1,9 @@
 """STDAN-freq: STDAN with frequency-domain alignment and energy-weighted softmax fusion.
 
     clip -> encoder -> (P1) enhancement -> LSTFI <- (P2) spectrum guidance -> STDFA <- (P3) energy fusion
-         -> (P4) enhancement -> decoder -> upsampler
+         -> temporal block -> (P4) enhancement -> decoder -> upsampler
+
+Without interpolation (``time_scale=1``, deblurring) there is no LSTFI, and the spectra guide the offsets of STDFA.
 
 The network and its places P1 to P4 are this project's own, inspired by the spectrum prior and the energy prior of Zhu
 et al. (ICCV 2023) and the multi-frequency enhancement of MFPI (Li et al., ICCV 2023), of which no code is public:
@@ -24,18 +26,19 @@ from archs.layers.frequency_align import SpectrumGuidance
 from archs.layers.motion_distillation import MotionDistillation, motion_losses
 from archs.layers.motion_prior import MiddleMotion
 from archs.layers.multi_frequency import FrequencyEnhancement
+from archs.layers.temporal import temporal_block
 from archs.stdan import STDAN
 
 Part = TypeVar("Part", bound=nn.Module)
 
 
 class STDANFreq(STDAN):
-    """`STDAN` with up to eight components, each a keyword; the other keywords are STDAN's.
+    """`STDAN` with up to nine components, each a keyword; the other keywords are STDAN's.
 
     - ``enhance`` (P1, P4): enhancement in space and frequency after the encoder and after the aggregation, with
       "radial", "polar" or "global" filters ("global_bicubic": resized as GFNet does, for comparison); None: off.
     - ``guide`` (P2): what the spectra of a pair tell the offsets of its alignment; ``guidance`` chooses how,
-      and phase correlation works on windows of ``guidance_window`` pixels.
+      and phase correlation works on windows of ``guidance_window`` pixels of the features' grid.
     - ``prior`` (P2): phase correlation as the place where that alignment starts.
     - ``motion_branch`` (P2): frequency-temporal gradients added to the offset features: "explicit", "distilled" (shown
       in training, guessed by a student at inference; needs an `AuxiliaryLoss` named motion) or "student"; None: off.
@@ -43,6 +46,8 @@ class STDANFreq(STDAN):
     - ``bands`` (P3): "polar", "radial" or "bin": the answers of the sources fused by energy and coherence; ``logit``,
       ``energy_power`` and ``coherence`` are where its weights start; None: off.
     - ``channel`` (P3): channels weighed by their spectra.
+    - ``temporal``: a block of action networks over the sequence after the aggregation: "dtf", a filter over time
+      predicted per location, or "atm", products and differences of neighbouring frames; None: off.
     - ``dct_condition``: features modulated by gated DCT coefficients of the input, for compressed footage.
 
     With STDAN's ``motion_prior="correlation"``, ``phase_start`` lets block matching start from phase correlation.
@@ -50,7 +55,8 @@ class STDANFreq(STDAN):
     """
 
     added = (
-        *("enhance_encoded.", "enhance_gathered.", "condition.", "interpolate.guidance.", "aggregate.fusion."),
+        *("enhance_encoded.", "enhance_gathered.", "condition.", "temporal.", "interpolate.guidance."),
+        *("aggregate.guidance.", "aggregate.fusion."),
         *(f"interpolate.align.align_{side}.levels.{n}.motion." for side in ("first", "second") for n in range(9)),
     )
 
@@ -70,23 +76,29 @@ class STDANFreq(STDAN):
         energy_power: float = 2.0,
         coherence: float = 1.0,
         channel: bool = True,
+        temporal: Literal["dtf", "atm"] | None = None,
         dct_condition: bool = False,
         phase_start: bool = False,
         **others: Any,
     ) -> None:
         super().__init__(**others)
-        channels = self.embed.out_channels
+        channels = self.channels
         self.enhance_encoded = FrequencyEnhancement(channels, filter=enhance) if enhance else None
         self.enhance_gathered = FrequencyEnhancement(channels, filter=enhance) if enhance else None
         self.condition = CompressionCondition(channels) if dct_condition else None
+        self.temporal = temporal_block(temporal, channels) if temporal else None
         if guide or prior:
-            alignment = _part(self.interpolate, FeatureInterpolation, "guide and prior", "between='lstfi'")
-            alignment.guidance = SpectrumGuidance(
-                channels, alignment.groups, alignment.levels, guide=guide, prior=prior, motion=guidance,
-                window=guidance_window,
-            )  # fmt: skip
+            choices: dict[str, Any] = {"guide": guide, "prior": prior, "motion": guidance, "window": guidance_window}
+            if self.interpolate is None:
+                attention = _part(self.aggregate, DeformableAttention, "guide and prior", "exchange='attention'")
+                width = attention.embed.out_channels
+                attention.guidance = SpectrumGuidance(width, attention.groups, levels=1, **choices)
+            else:
+                alignment = _part(self.interpolate, FeatureInterpolation, "guide and prior", "between='lstfi'")
+                alignment.guidance = SpectrumGuidance(channels, alignment.groups, alignment.levels, **choices)
         if motion_branch:
-            alignment = _part(self.interpolate, FeatureInterpolation, "motion_branch", "between='lstfi'")
+            needed = "between='lstfi' and time_scale=2"
+            alignment = _part(self.interpolate, FeatureInterpolation, "motion_branch", needed)
             for side in (alignment.align.align_first, alignment.align.align_second):
                 for level, part in enumerate(side.levels):
                     part.motion = MotionDistillation(channels, motion=motion_branch, window=max(32 >> level, 8))
@@ -102,7 +114,7 @@ class STDANFreq(STDAN):
                 raise ValueError("phase_start is where motion_prior='correlation' starts: set that, too")
             self.motion.first = "phase"
 
-    def encode(self, clip: Float[Tensor, "b t 3 h w"]) -> Float[Tensor, "b t c h w"]:
+    def encode(self, clip: Float[Tensor, "b t 3 h w"]) -> Float[Tensor, "b t c hg wg"]:
         """Features of every input frame, enhanced (P1)."""
         features = super().encode(clip)
         if self.condition is not None:
@@ -110,16 +122,22 @@ class STDANFreq(STDAN):
         return features if self.enhance_encoded is None else per_frame(self.enhance_encoded, features)
 
     def gather(self, sequence: Float[Tensor, "b u c h w"], motion: MiddleMotion | None) -> Float[Tensor, "b u c h w"]:
-        """Every frame with what it takes from the others, enhanced (P4)."""
+        """Every frame with what it takes from the others, in the temporal block too, enhanced (P4)."""
         sequence = super().gather(sequence, motion)
+        if self.temporal is not None:
+            sequence = self.temporal(sequence)
         return sequence if self.enhance_gathered is None else per_frame(self.enhance_gathered, sequence)
+
+    def heavy_modules(self) -> list[nn.Module]:
+        """Those of STDAN, and the temporal block."""
+        return [*super().heavy_modules(), *([] if self.temporal is None else [self.temporal])]
 
     def auxiliary_losses(self) -> dict[str, Tensor]:
         """The gate's share of open channels, the distillation of motion: of what there is."""
         return {**motion_losses(self), **({} if self.condition is None else self.condition.auxiliary_losses())}
 
 
-def _part(part: nn.Module, kind: type[Part], components: str, keyword: str) -> Part:
+def _part(part: nn.Module | None, kind: type[Part], components: str, keyword: str) -> Part:
     """The part that components need; ValueError where the network was built with another."""
     if not isinstance(part, kind):
         raise ValueError(f"{components} belong into {kind.__name__}: set {keyword}, or switch them off")

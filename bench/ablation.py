@@ -5,10 +5,14 @@
     python -m bench.ablation --table OUT                 what they gave, with the spread over seeds
 
 The small runs have two settings: "sharp", bicubic input of sharp frames, and "blurred", where every input frame has
-a motion blur of its own, so that neighbours differ in sharpness. They need the folder of clips that RESTORE_SHARED
-names (default ../shared), continue when they are interrupted, and tell nothing about the size of an effect after a full
-training: 32 channels, plain convolutions for the window attention, hundreds of iterations, scored on 13 frames each of
-three held-out clips and of Vid4.
+a motion blur of its own, so that neighbours differ in sharpness. In each, one network without any component (A0) is
+trained first, and every row continues from its weights for the same number of iterations, A0 too: components start as
+the identity, so the rows differ by nothing else than what they learn then, and a gain is no mere faster start. Seeds
+change the order of the data and the components' first weights, not the common start.
+
+They need the folder of clips that RESTORE_SHARED names (default ../shared), continue when they are interrupted, and
+tell nothing about the size of an effect after a full training: 32 channels, plain convolutions for the window
+attention, hundreds of iterations, scored on 13 frames each of three held-out clips and of Vid4.
 """
 
 import argparse
@@ -16,7 +20,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import fmean, stdev
@@ -65,7 +69,7 @@ LOSSES: dict[str, dict[str, Any]] = {  # more than Charbonnier
 PRIVILEGED = {"A10_teacher": {"role": "teacher"}, "A10_student": {
     "role": "student", "teacher": "experiments/A10_teacher/models/teacher_600000.safetensors",
 }}  # fmt: skip
-ROWS = ("A0", "A1", "A3", "A6", "A7")  # of the small runs
+ROWS = ("A0", "A3", "A7", "A6", "A1")  # of the small runs, the most telling first
 SETTINGS: dict[str, dict[str, Any] | None] = {
     "sharp": None,
     "blurred": {"type": "motion_blur", "length_range": [0.0, 16.0]},
@@ -77,7 +81,7 @@ def full_options() -> Iterator[tuple[str, dict[str, Any]]]:
     base = yaml.safe_load((ROOT / "options" / "stdan_freq.yml").read_text(encoding="utf-8"))
     for name in dict.fromkeys([*NETWORKS, *LOSSES, *PRIVILEGED]):
         network = {"type": "stdan_freq", **OFF, **NETWORKS.get(name, FULL)}
-        without = {"losses"} if network["location"] or network["bands"] else {"losses", "param_groups"}
+        without = {"losses"} if _has_numbers(network) else {"losses", "param_groups"}
         train = {key: value for key, value in base["train"].items() if key not in without}
         if name in LOSSES:
             train["losses"] = LOSSES[name]
@@ -86,8 +90,13 @@ def full_options() -> Iterator[tuple[str, dict[str, Any]]]:
         yield name, {**base, "name": name, "network_g": network, "train": train}
 
 
-def small_options(row: str, setting: str, seed: int, iterations: int) -> dict[str, Any]:
-    """Options of one small run."""
+def _has_numbers(network: Mapping[str, Any]) -> bool:
+    """Whether the network has parameters that param_groups names: a group that matches nothing is refused."""
+    return bool(network["location"] or network["bands"] or network["prior"])
+
+
+def small_options(row: str, setting: str, seed: int, iterations: int, start: Path | None) -> dict[str, Any]:
+    """Options of one small run: from the weights in ``start``, or the training of such weights."""
     network = {
         "type": "stdan_freq", **OFF, **NETWORKS[row],
         "channels": 32, "embed_dim": 32, "trunk": "residual", "encoder_depths": [2], "decoder_depths": [3], "levels": 2,
@@ -95,10 +104,14 @@ def small_options(row: str, setting: str, seed: int, iterations: int) -> dict[st
     }  # fmt: skip
     clips, degradation = str(SHARED / "data" / "train"), SETTINGS[setting]
     test = {"max_frames": 13, "degradation": degradation}
+    rate, last = (5e-4, 1e-6) if start else (1e-3, 2e-4)
+    # single numbers whose scale is 1: at the common rate hundreds of steps would not move them there
+    numbers = {"match": r"(fusion\.(beta|band\.p|band\.kappa)|guidance\.levels\.\d\.prior)$", "lr_mult": 30}
     return {
-        "name": f"{row}-{setting}-{seed}",
+        "name": f"{row}-{setting}-{seed}" if start else f"start-{setting}",
         "manual_seed": seed,
         "num_threads": 1,
+        "path": {"pretrain_network_g": str(start) if start else None},
         "datasets": {
             "train": {
                 "type": "ClipFolder", "dataroot_gt": clips, "exclude": HELD_OUT, "gt_size": 96, "max_frames": 90,
@@ -110,9 +123,10 @@ def small_options(row: str, setting: str, seed: int, iterations: int) -> dict[st
         "network_g": network,
         "train": {
             "total_iter": iterations,
-            "optim_g": {"type": "Adam", "lr": 1e-3},
-            "scheduler": {"type": "CosineAnnealingRestartLR", "periods": [iterations], "eta_min": 1e-6},
+            "optim_g": {"type": "Adam", "lr": rate},
+            "scheduler": {"type": "CosineAnnealingRestartLR", "periods": [iterations], "eta_min": last},
             "warmup_iter": 20, "ema_decay": 0.99, "grad_clip": 1.0, "precision": "bf16",
+            "param_groups": [numbers] if _has_numbers(network) else [],
             "pixel_opt": {"type": "CharbonnierLoss"},
         },
         "val": {"val_freq": iterations, "precision": "bf16"},
@@ -120,20 +134,24 @@ def small_options(row: str, setting: str, seed: int, iterations: int) -> dict[st
     }  # fmt: skip
 
 
-def run(out: Path, jobs: int, seeds: int, iterations: int) -> None:
-    """Every small run that has not finished yet, seed by seed, ``jobs`` at a time."""
-    names = [(row, setting, seed) for seed in range(seeds) for setting in SETTINGS for row in ROWS]
+def run(out: Path, jobs: int, seeds: int, iterations: int, start_iterations: int) -> None:
+    """Every small run that has not finished yet, seed by seed, ``jobs`` at a time; before them what they start from."""
     out.mkdir(parents=True, exist_ok=True)
+    weights = f"models/net_g_{start_iterations}.safetensors"
+    starts = {setting: out / f"start-{setting}" / weights for setting in SETTINGS}
+    first = [small_options("A0", setting, 0, start_iterations, None) for setting in SETTINGS]
+    rows = [(seed, setting, row) for seed in range(seeds) for setting in SETTINGS for row in ROWS]
+    then = [small_options(row, setting, seed, iterations, starts[setting]) for seed, setting, row in rows]
     with ThreadPoolExecutor(jobs) as pool:
-        codes = pool.map(lambda name: _train(out, *name, iterations), names)
-        for (row, setting, seed), code in zip(names, codes, strict=True):
-            print(f"{row} {setting} seed {seed}: {'done' if code == 0 else f'exit code {code}'}", flush=True)
+        for batch in (first, then):
+            for options, code in zip(batch, pool.map(lambda options: _train(out, options), batch), strict=True):
+                print(f"{options['name']}: {'done' if code == 0 else f'exit code {code}'}", flush=True)
 
 
-def _train(out: Path, row: str, setting: str, seed: int, iterations: int) -> int:
-    options = small_options(row, setting, seed, iterations)
+def _train(out: Path, options: dict[str, Any]) -> int:
     file = out / f"{options['name']}.yml"
-    file.write_text(yaml.safe_dump({**options, "path": {"experiments": str(out)}}, sort_keys=False), encoding="utf-8")
+    options["path"]["experiments"] = str(out)
+    file.write_text(yaml.safe_dump(options, sort_keys=False), encoding="utf-8")
     command = [sys.executable, str(ROOT / "train.py"), "-opt", str(file)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with (out / f"{options['name']}.out").open("a") as log:
@@ -143,7 +161,7 @@ def _train(out: Path, row: str, setting: str, seed: int, iterations: int) -> int
 def table(out: Path) -> str:
     """PSNR-Y by row, setting and test set: mean over seeds, and their spread, and the gain over A0 seed by seed."""
     found: dict[tuple[str, str, str], dict[int, float]] = {}
-    for log in sorted(out.glob("*/log.jsonl")):
+    for log in sorted(out.glob("A*/log.jsonl")):
         row, setting, seed = log.parent.name.rsplit("-", 2)
         for record in map(json.loads, log.read_text(encoding="utf-8").splitlines()):
             if "validation" in record:
@@ -176,7 +194,8 @@ def main() -> None:
     parser.add_argument("--table", type=Path, metavar="OUT", help="print what the small runs in this folder gave")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--iterations", type=int, default=200)
+    parser.add_argument("--iterations", type=int, default=400)
+    parser.add_argument("--start-iterations", type=int, default=1500, help="of the weights that all rows start from")
     arguments = parser.parse_args()
     if arguments.write:
         folder = ROOT / "options" / "ablation"
@@ -187,7 +206,7 @@ def main() -> None:
             text = head + yaml.safe_dump(options, sort_keys=False)
             (folder / f"{name}.yml").write_text(text, encoding="utf-8")
     if arguments.run:
-        run(arguments.run, arguments.jobs, arguments.seeds, arguments.iterations)
+        run(arguments.run, arguments.jobs, arguments.seeds, arguments.iterations, arguments.start_iterations)
     if arguments.table:
         print(table(arguments.table))
 

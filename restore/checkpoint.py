@@ -9,6 +9,7 @@ import json
 import os
 import re
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from archs import ARCHS, VideoNet
 from archs.layers.window_attention import ResidualSwinGroup, SwinBlock, relative_positions, shift_mask
@@ -94,6 +95,12 @@ def save_network(path: str | os.PathLike[str], network: VideoNet, description: M
         temporary.write_bytes(safetensors.torch.save(state, metadata))
 
 
+def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, or of a `.pth`: bare or wrapped, with or without `module.`, without code."""
+    path = Path(path)
+    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_pth(path)
+
+
 def read_info(path: str | os.PathLike[str]) -> dict[str, Any]:
     """``{"network": {...}, **info}`` from the metadata of a safetensors file of ours."""
     try:
@@ -113,7 +120,7 @@ def read_info(path: str | os.PathLike[str]) -> dict[str, Any]:
     return {"network": network, **info}
 
 
-def load_state(network: VideoNet, state: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
+def load_state(network: nn.Module, state: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
     """Copy ``state`` into ``network`` strictly; `CheckpointError` lists missing, unexpected and misshapen keys."""
     _compare({key: tensor.shape for key, tensor in network.state_dict().items()}, state, path)
     network.load_state_dict(dict(state))
@@ -247,18 +254,31 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_pth(path: Path) -> dict[str, Tensor]:
-    """A state_dict without code: bare, or under params_ema / params / state_dict, with or without `module.`."""
+    """A state_dict without code: bare or under one of the usual names, with or without `module.`."""
+    if _is_torchscript(path):
+        raise CheckpointError(
+            f"{path}: a TorchScript program, not a file of weights; take them out of it, if you trust it: "
+            f'torch.save(torch.jit.load("{path}", "cpu").state_dict(), "weights.pth")'
+        )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever its unpickler met: the file is bad in each case
         raise CheckpointError(f"{path}: not a readable file of weights ({type(error).__name__})") from error
-    for key in ("params_ema", "params", "state_dict"):
+    for key in ("params_ema", "params", "state_dict", "model", "module"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
             break
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(f"{path}: holds no state_dict of tensors")
     return {key.removeprefix("module."): tensor for key, tensor in state.items()}
+
+
+def _is_torchscript(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except (zipfile.BadZipFile, OSError):
+        return False
 
 
 @contextmanager

@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from restore.clip_sources import SampleError, TrainingClip, reduced
-from restore.degrade_video import DEGRADATIONS, Bicubic, BlurDown, Degradation
+from restore.degrade_exposure import MARGIN, Exposure
+from restore.degrade_video import DEGRADATIONS, Bicubic, BlurDown, Degradation, degraded
 from restore.schema import Component, OptionError, check_arguments, construct, parse
 
 log = logging.getLogger("restore")
@@ -71,10 +72,10 @@ class ClipCrops(Dataset[Sample]):
     and passed over: the sample is replaced by another that depends on the seed and its number alone; more than
     ``skip_limit`` such files, counted over all workers, are a SampleError.
 
-    ``degradation`` makes the input from the true frames: a section ``{type: bicubic | bd | real, ...}`` with the keys
+    ``degradation`` makes the input from the true frames: a section ``{type: bd | exposure | ..., ...}`` with the keys
     of that entry of `restore.degrade_video.DEGRADATIONS` but ``scale``, or such an object. The truth is augmented
     before it is degraded, so that phases, blocks and noise are never turned. "bicubic" and "bd" are those of the whole
-    (turned) frame everywhere; for "real" see `room`. Without it the input is what the clips have, or bicubic.
+    (turned) frame everywhere; for others see `room`. Without it the input is what the clips have, or bicubic.
 
     ValueError where sizes do not fit each other or no clip is long and large enough.
     """
@@ -168,7 +169,7 @@ class ClipCrops(Dataset[Sample]):
         elif self._degrade is None:
             small = turn(self._reduce(gt[:: self.time_scale], top, left)).float() / 255
         else:
-            small = self._degraded(self._degrade, gt[:: self.time_scale], (top, left), turn, rng)
+            small = self._degraded(self._degrade, gt, (top, left), turn, rng)
         large = turn(cut(gt, self.scale * top, self.scale * left, self.gt_size)).float() / 255
         return {"lq": small, "gt": large, "name": f"{clip.name}:{start}:{top},{left}"}
 
@@ -198,7 +199,7 @@ class ClipCrops(Dataset[Sample]):
         window, corner = self._window(gt, *place, room(degrade, rng))
         try:
             with one_thread():
-                small = degrade(turn(window).float() / 255, rng)
+                small = degraded(degrade, turn(window).float() / 255, self.time_scale, rng)
         except (av.FFmpegError, RuntimeError) as error:
             # one name for all of them: told once, and one of skip_limit, however often it happens
             raise SampleError("degradation", " ".join(str(error).split())) from error
@@ -257,13 +258,24 @@ def room(degrade: Degradation, rng: np.random.Generator) -> Room:
     a pixel depends on all of the frame, so for "real" no margin is exact: there the degraded square is 8 input pixels
     larger than the crop, which lies anywhere in it. So the blocks of codecs begin anywhere in the crop, as within a
     frame, and fewer crops have borders that a blur has reflected. (Real-ESRGAN cuts 256 of 400 pixels out in the same
-    way, RealBasicVSR has no margin.) Measured at gt_size 128: a third more time than without.
+    way, RealBasicVSR has no margin.) Measured at gt_size 128: a third more time than without. For "exposure" see
+    `restore.degrade_exposure.MARGIN`.
     """
+    if isinstance(degrade, Exposure):
+        reach = -(-MARGIN // degrade.scale)
+        return (reach, reach), (reach, reach)
     if isinstance(degrade, Bicubic | BlurDown):
         reach = REACH if isinstance(degrade, Bicubic) else -(-(degrade.taps // 2) // degrade.scale)
         return (reach, reach), (reach, reach)
     above, left = (int(x) for x in rng.integers(BLOCK, size=2))
     return (above, BLOCK - above), (left, BLOCK - left)
+
+
+def one_source(samples: object) -> None:
+    """ValueError for a set whose input would be both read and made."""
+    for key in ("dataroot_lq", "lq_folder"):
+        if getattr(samples, "degradation", None) is not None and getattr(samples, key, None) is not None:
+            raise ValueError(f"{key} and degradation exclude each other: set one of them to null")
 
 
 def make_degradation(section: Mapping[str, Any] | Degradation, scale: int, where: str) -> Degradation:

@@ -8,7 +8,7 @@ import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import islice
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -18,10 +18,10 @@ from torch.utils.data import DataLoader, Sampler
 
 from restore import distributed
 from restore.clip_sources import StoredClip, TrainingClip, lazy_clip, store, store_truth, to_bytes
-from restore.crops import ClipCrops, Sample, make_degradation
+from restore.crops import ClipCrops, Sample, make_degradation, one_source
 from restore.sample import sample_clip
 from restore.schema import Component, OptionError, construct, parse
-from restore.trees import find_clips, nested, paired, reds, septuplets, train_list
+from restore.trees import DVD_TEST, find_clips, nested, paired, reds, septuplets, train_list
 
 __all__ = [
     *("DATASETS", "REDS", "ClipCrops", "ClipFolder", "GoPro", "Mixed", "Sample", "SampleClips", "StoredClip"),
@@ -60,9 +60,7 @@ class _OnDisk(ClipCrops):
     cache_data: bool = False
 
     def __post_init__(self) -> None:
-        for key in ("dataroot_lq", "lq_folder"):
-            if self.degradation is not None and getattr(self, key, None) is not None:
-                raise ValueError(f"{key} and degradation exclude each other: set one of them to null")
+        one_source(self)
         super().__post_init__()
 
     def find(self) -> Sequence[TrainingClip]:
@@ -142,9 +140,11 @@ class REDS(_OnDisk):
 
     ``val_partition`` is REDS4 (000, 011, 015, 020) or official (240 to 269, where the validation clips were added to
     the training clips). ``dataroot_lq`` is a tree such as ``train_sharp_bicubic/X4``, else it is made from the crops.
+    ``lq_folder`` is another tree of input frames, there or beside the truth: train_blur_bicubic/X4 ...
     """
 
     dataroot_lq: str | None = None
+    lq_folder: str | None = None
     val_partition: str = "REDS4"
 
     def look(self) -> Sequence[TrainingClip]:
@@ -154,28 +154,73 @@ class REDS(_OnDisk):
             raise ValueError(f"val_partition={self.val_partition!r} is none of {', '.join(REDS_HELD_OUT)}")
         everything = reds(self.dataroot_gt, "train_sharp", (720, 1280))
         gt = {name: frames for name, frames in everything.items() if name not in held_out}
-        if self.dataroot_lq is None:
+        if self.dataroot_lq is None and self.lq_folder is None:
             return paired(gt, None, self.dataroot_gt)
         small = (720 // self.scale, 1280 // self.scale)
-        return paired(gt, reds(self.dataroot_lq, f"train_sharp_bicubic/X{self.scale}", small), self.dataroot_lq)
+        root = self.dataroot_lq or self.dataroot_gt
+        return paired(gt, reds(root, self.lq_folder or f"train_sharp_bicubic/X{self.scale}", small), root)
+
+
+@dataclass(eq=False, kw_only=True)
+class REDSBlur(REDS):
+    """REDS for deblurring: ``train_blur``, or ``lq_folder: train_blur_comp``, is the input of ``train_sharp``."""
+
+    lq_folder: str | None = "train_blur"
+    scale: int = 1
+    time_scale: int = 1
 
 
 @dataclass(eq=False, kw_only=True)
 class GoPro(_OnDisk):
     """Trees of sharp and blurred frames: ``<clip>/sharp/*.png`` (as released) or ``sharp/<clip>/*.png`` (regrouped).
 
-    ``gt_folder`` is the name of the folder of true frames (sharp, gt, GT ...). ``lq_folder`` (blur, blur_gamma, input
-    ...) makes its frames the input, with ``scale: 1`` and ``time_scale: 1`` for deblurring; without it the input is
-    the low resolution of the true frames.
+    Both are looked for in ``train`` below ``dataroot_gt`` if that is there. ``gt_folder`` is the name of the folder of
+    true frames (sharp, gt, train_GT ...). ``lq_folder`` (blur, blur_gamma, train_GT_blurred ...) makes its frames the
+    input, with ``scale: 1`` and ``time_scale: 1`` for deblurring; without it the input is made of the true frames.
     """
 
     gt_folder: str = "sharp"
     lq_folder: str | None = None
 
+    of: ClassVar[str] = "GoPro"
+    held_out: ClassVar[Sequence[str]] = ()
+
     def look(self) -> Sequence[TrainingClip]:
         """The clips. ValueError where they are missing."""
-        lq = None if self.lq_folder is None else nested(self.dataroot_gt, self.lq_folder)
-        return paired(nested(self.dataroot_gt, self.gt_folder), lq, self.dataroot_gt)
+        found = nested(self.dataroot_gt, self.gt_folder, "train", self.of)
+        gt = {name: frames for name, frames in found.items() if name not in self.held_out}
+        if not gt:
+            raise ValueError(f"{self.dataroot_gt}: only test clips are in it: {', '.join(found)}")
+        if self.lq_folder is None:
+            return paired(gt, None, self.dataroot_gt)
+        return paired(gt, nested(self.dataroot_gt, self.lq_folder, "train", self.of), self.dataroot_gt)
+
+
+@dataclass(eq=False, kw_only=True)
+class DVD(GoPro):
+    """DVD: ``<clip>/GT`` and ``<clip>/input`` as released, or as ``gt_folder`` and ``lq_folder`` say.
+
+    The ten test clips are left out where they lie among the others.
+    """
+
+    gt_folder: str = "GT"
+    lq_folder: str | None = "input"
+    scale: int = 1
+    time_scale: int = 1
+
+    of, held_out = "DVD", DVD_TEST
+
+
+@dataclass(eq=False, kw_only=True)
+class BSD(GoPro):
+    """BSD, one of BSD_1ms8ms, BSD_2ms16ms and BSD_3ms24ms: ``<clip>/Sharp/RGB`` and ``<clip>/Blur/RGB``."""
+
+    gt_folder: str = "Sharp/RGB"
+    lq_folder: str | None = "Blur/RGB"
+    scale: int = 1
+    time_scale: int = 1
+
+    of = "BSD"
 
 
 @dataclass(eq=False, kw_only=True)
@@ -231,9 +276,13 @@ DATASETS: dict[str, Callable[..., ClipCrops]] = {
     "SampleClips": SampleClips,
     "Vimeo90K": Vimeo90K,
     "REDS": REDS,
+    "REDSBlur": REDSBlur,
     "GoPro": GoPro,
+    "DVD": DVD,
+    "BSD": BSD,
     "Mixed": Mixed,
 }
+
 
 @dataclass(frozen=True)
 class SampleNumbers(Sampler[int]):

@@ -1,4 +1,4 @@
-"""How low-resolution clips are made from true ones, by name: bicubic, blur-downsampling, and real-world video.
+"""How input clips are made from true ones, by name: bicubic, blur-downsampling, motion blur, and real-world video.
 
 `DEGRADATIONS` is the table from a name in an options file to a class; each instance is called as
 `degrade(clip, rng)`. The result depends on the clip and on `rng` alone, in any process.
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from restore.degrade import bd, bd_shift, imresize, quantize
 from restore.degrade_codec import WORST_CRF, check_codec, compress_video, jpeg
+from restore.degrade_exposure import Exposure
 from restore.degrade_steps import (
     KERNELS,
     RESIZE_MODES,
@@ -273,8 +274,18 @@ DEGRADATIONS: dict[str, Callable[..., Degradation]] = {
     "bicubic": Bicubic,
     "bd": BlurDown,
     "motion_blur": MotionBlur,
+    "exposure": Exposure,
     "real": RealWorldDegradation,
 }
+
+
+def degraded(
+    degrade: Degradation, truth: Float[Tensor, "t 3 h w"], time_scale: int, rng: np.random.Generator
+) -> Float[Tensor, "n 3 H W"]:
+    """The input of a stretch of truth: every ``time_scale``-th frame. `Exposure` looks at those in between, too."""
+    if isinstance(degrade, Exposure):
+        return degrade(truth, rng, step=time_scale)
+    return degrade(truth[::time_scale], rng)
 
 
 def replay(clip: Float[Tensor, "t 3 h w"], record: Mapping[str, Any]) -> Float[Tensor, "t 3 H W"]:

@@ -6,14 +6,13 @@ from pathlib import Path
 
 from restore import distributed
 from restore.cost import count_gmac, count_parameters, synchronize
-from restore.data import DATASETS
 from restore.device import pick_device
 from restore.experiment import Experiment
 from restore.log import duration
 from restore.memory import keep_freed_memory, peak_memory_mb
-from restore.options import Options, construct
+from restore.options import Options
 from restore.run import begin
-from restore.training import Batch, Loop, check, use_threads
+from restore.training import Batch, Loop, check, training_samples, use_threads
 
 WARM = 60.0  # seconds: a first step below this is followed by a second, which tells what the others will take
 
@@ -28,7 +27,7 @@ def dry_run(options: Options) -> None:
     use_threads(options)
     device = pick_device(options.device)
     run = begin(options, device)
-    samples = construct(DATASETS, options.train_set.dataset, "datasets.train")
+    samples = training_samples(options, run.network)
     loop = Loop(options, recipe, run, samples, Experiment(Path(options.path.experiments) / options.name))
     loop.check_validation()
     run.iteration = 1

@@ -39,14 +39,13 @@ class MetricStream:
 
     def add(self, restored: Float[Tensor, "t 3 H W"], truth: Float[Tensor, "t 3 H W"]) -> list[float | None]:
         """A value for each of these frames, which follow those of the last call; None where there are too few."""
-        missing = self.metric.frames - 1
+        count = len(restored)
         if self.before is not None:
             restored, truth = (torch.cat(pair) for pair in zip(self.before, (restored, truth), strict=True))
-            missing = 0
         if self.metric.frames > 1:
             self.before = restored[1 - self.metric.frames :], truth[1 - self.metric.frames :]
         values = self.metric(restored, truth).tolist() if len(restored) >= self.metric.frames else []
-        return [None] * missing + values
+        return [None] * (count - len(values)) + values
 
 
 def evaluate(

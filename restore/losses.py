@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from archs.layers.spectral import band_energies, hann, multiplicity, polar_bands, rfft2
+from restore.action_distance import ActionLoss
 
 # ---- pixels
 
@@ -210,5 +211,6 @@ LOSSES: dict[str, Callable[..., nn.Module]] = {
     "FFTLoss": FFTLoss,
     "FocalFrequencyLoss": FocalFrequencyLoss,
     "SpectrumEnergyLoss": SpectrumEnergyLoss,
+    "ActionLoss": ActionLoss,
     "AuxiliaryLoss": AuxiliaryLoss,
 }

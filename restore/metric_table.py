@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from restore.action_distance import ActionDistance
 from restore.metrics import PSNR, SSIM, Metric
 from restore.perceptual import LPIPS, PyIQA
 from restore.temporal import TLP, TOF, Flicker, WarpingError
@@ -14,5 +15,6 @@ METRICS: dict[str, Callable[..., Metric]] = {
     "tlp": TLP,
     "warping_error": WarpingError,
     "flicker": Flicker,
+    "action_distance": ActionDistance,
     "pyiqa": PyIQA,
 }

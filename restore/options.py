@@ -50,6 +50,7 @@ class PathOptions:
     """Where a run reads and writes."""
 
     pretrain_network_g: str | None = None  # weights to start from: a shipped model's name or a file
+    pretrain_extractor: str | None = None  # a file: weights of an action network or a ResNet for network_g.extractor
     experiments: str = "experiments"  # <experiments>/<name>/ holds everything a training run writes
 
 

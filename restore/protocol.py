@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from restore.clip_sources import SampleError, TrainingClip
-from restore.degrade_video import Bicubic, Degradation
+from restore.degrade_video import Bicubic, Degradation, degraded
 
 Color = Literal["y", "rgb"]
 
@@ -105,7 +105,7 @@ class Protocol:
             degrade = self.degradation or Bicubic(self.scale)
             # by clip and window alone, so that a random degradation is the same in every run
             rng = np.random.default_rng((zlib.crc32(clip.name.encode()), window.start))
-            return degrade(truth[:: self.time_scale], rng)
+            return degraded(degrade, truth, self.time_scale, rng)
         lq = _stacked(given)
         size = [extent // self.scale for extent in truth.shape[2:]]
         if any(extent not in (wanted, wanted + 1) for extent, wanted in zip(lq.shape[2:], size, strict=True)):

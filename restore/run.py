@@ -15,8 +15,9 @@ from torch.optim import Optimizer
 from torch.utils.checkpoint import checkpoint
 
 from archs import ARCHS, VideoNet
+from archs.action.extractors import ActionExtractor
 from restore import distributed
-from restore.checkpoint import load_to_start
+from restore.checkpoint import CheckpointError, load_to_start, read_state
 from restore.options import OptionError, Options, TrainOptions, construct
 from restore.privileged_training import shipped, with_privilege
 from restore.schedule import learning_rate
@@ -108,10 +109,14 @@ def begin(options: Options, device: torch.device) -> Run:
     if options.path.pretrain_network_g:
         fresh = _parts(load_to_start(network, options.path.pretrain_network_g))
         log.info("started from %s; fresh parts: %s", options.path.pretrain_network_g, ", ".join(fresh) or "none")
+    if options.path.pretrain_extractor:
+        fresh = _parts(load_extractor(network, options.path.pretrain_extractor))
+        log.info("extractor from %s; fresh parts: %s", options.path.pretrain_extractor, ", ".join(fresh) or "none")
     network = with_privilege(network, recipe.privileged, pretrained=bool(options.path.pretrain_network_g))
     torch.manual_seed(options.manual_seed + distributed.rank())  # stochastic depth differs between processes
-    layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
-    network = network.to(device, memory_format=layout)  # type: ignore[call-overload]
+    network = network.to(device)
+    if recipe.channels_last:
+        lay_channels_last(network)
     average = deepcopy(network).requires_grad_(False) if recipe.ema_decay else None
     optimizer = make_optimizer(network, recipe)
     if recipe.activation_checkpointing:
@@ -120,6 +125,22 @@ def begin(options: Options, device: torch.device) -> Run:
     model = distributed.parallel(model, find_unused_parameters=options.find_unused_parameters)  # type: ignore[arg-type]
     scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
     return Run(network, model, average, optimizer, scaler)
+
+
+def load_extractor(network: VideoNet, path: str) -> list[str]:
+    """Copy weights of an action network, or of a ResNet, from a local file into the encoder of ``network``.
+
+    Returns the keys that stayed fresh. `OptionError` where the encoder is no `ActionExtractor`; `CheckpointError` for a
+    file that cannot be read or does not fit.
+    """
+    encoder = getattr(network, "encoder", None)
+    if not isinstance(encoder, ActionExtractor):
+        raise OptionError("path.pretrain_extractor: is for network_g.extractor: dtf_resnet or atm_resnet; set one")
+    state = read_state(path)
+    try:
+        return [f"encoder.{key}" for key in encoder.load_backbone(state)]
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
 
 
 def _parts(keys: Sequence[str]) -> list[str]:
@@ -142,6 +163,13 @@ def make_optimizer(network: nn.Module, recipe: TrainOptions) -> Optimizer:
     options = recipe.optim_g
     kind = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}[options.type]
     return kind(groups, lr=options.lr, betas=options.betas, weight_decay=options.weight_decay, fused=True)
+
+
+def lay_channels_last(network: nn.Module) -> None:
+    """Kernels of images in channels_last; those with an axis of time, which have no such layout, stay as they are."""
+    for tensor in (*network.parameters(), *network.buffers()):
+        if tensor.ndim == 4:
+            tensor.data = tensor.data.to(memory_format=torch.channels_last)
 
 
 def recompute_activations(network: VideoNet) -> None:

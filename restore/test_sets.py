@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from restore.clip_sources import FirstFrames, TrainingClip, WithInputs, lazy_clip, store_truth, to_bytes
-from restore.crops import make_degradation
+from restore.clip_sources import FirstFrames, Frames, TrainingClip, WithInputs, lazy_clip, store_truth, to_bytes
+from restore.crops import make_degradation, one_source
 from restore.frames import ClipError
 from restore.protocol import Protocol
 from restore.sample import sample_clip
-from restore.trees import find_clips, listed_clips, nested, paired, reds, septuplets
+from restore.trees import DVD_TEST, find_clips, listed_clips, nested, paired, reds, septuplets, usual_folder
 
 log = logging.getLogger("restore")
 
@@ -50,6 +50,7 @@ class TestClips:
     def __post_init__(self) -> None:
         if self.color not in ("y", "rgb"):
             raise ValueError(f"color={self.color!r} is neither 'y' nor 'rgb'")
+        one_source(self)
         self.left_out: dict[str, str] = {}  # clips that cannot be opened, and why
         self.note = ""  # of `look`, for the protocol
         found = self.look()
@@ -223,22 +224,41 @@ class REDS4(TestClips):
     window: int = 15
     overlap: int = 4
     color: str = "rgb"
+    lq_folder: str | None = None
+
+    @property
+    def has_inputs(self) -> bool:
+        """Whether a tree of inputs is named."""
+        return self.dataroot_lq is not None or self.lq_folder is not None
 
     def look(self) -> Sequence[TrainingClip]:
-        """The four clips; inputs from train_sharp_bicubic where ``dataroot_lq`` is given."""
+        """The four clips; inputs from ``lq_folder``, or train_sharp_bicubic where ``dataroot_lq`` is given."""
         gt = reds(self.dataroot_gt, "train_sharp", (720, 1280))
-        size = (720 // self.scale, 1280 // self.scale)
-        lq = reds(self.dataroot_lq, f"train_sharp_bicubic/X{self.scale}", size) if self.dataroot_lq else None
-        names = [name for name in self.clips if name in gt]
-        return paired({name: gt[name] for name in names}, lq, self.dataroot_gt)
+        gt = {name: gt[name] for name in self.clips if name in gt}
+        if not self.has_inputs:
+            return paired(gt, None, self.dataroot_gt)
+        inner = self.lq_folder or f"train_sharp_bicubic/X{self.scale}"
+        self.note = f"input from {inner}"
+        lq = reds(self.dataroot_lq or self.dataroot_gt, inner, (720 // self.scale, 1280 // self.scale))
+        return paired(gt, lq, self.dataroot_gt)
+
+
+@dataclass(kw_only=True)
+class REDSBlur(REDS4):
+    """REDS4 for deblurring: ``train_blur``, or ``lq_folder: train_blur_comp``, is the input; 400 frames."""
+
+    title = "REDS-blur"
+    scale: int = 1
+    lq_folder: str | None = "train_blur"
 
 
 @dataclass(kw_only=True)
 class Deblurring(TestClips):
     """Pairs of blurred and sharp frames, scored in RGB; every frame counts, means over clips and over frames.
 
-    ``<clip>/<gt_folder>`` or, regrouped, ``<gt_folder>/<clip>``; ``lq_folder`` likewise. Both are looked for by
-    their usual names unless given; which folder of blurred frames was read is part of the protocol.
+    ``<clip>/<gt_folder>`` or, regrouped, ``<gt_folder>/<clip>``; ``lq_folder`` likewise, below ``dataroot_lq`` if that
+    is given. Both are looked for by their usual names unless given; which folder of blurred frames was read is part of
+    the protocol. With a ``degradation`` the input is made of the sharp frames instead.
     """
 
     seam = "middle"
@@ -252,43 +272,49 @@ class Deblurring(TestClips):
 
     GT: ClassVar[Sequence[str]] = ("sharp", "gt", "GT", "test_GT")
     LQ: ClassVar[Sequence[str]] = ("blur", "blur_gamma", "input", "test_GT_blurred")
+    of: ClassVar[str] = "GoPro"
+    test_clips: ClassVar[Sequence[str]] = ()  # where they lie among others
+    published: ClassVar[tuple[int, int] | None] = None  # clips and frames that published figures are about
 
     @property
     def has_inputs(self) -> bool:
-        """Pairs always do."""
-        return True
+        """Pairs do, unless they are made."""
+        return self.degradation is None
 
     def look(self) -> Sequence[TrainingClip]:
         """The clips of either tree. ValueError names what was looked for."""
-        gt, lq = (self._folder(given, names) for given, names in ((self.gt_folder, self.GT), (self.lq_folder, self.LQ)))
-        self.gt_folder, self.lq_folder = gt, lq
-        self.note = f"truth from {gt}, input from {lq}"
-        return paired(nested(self.dataroot_gt, gt), nested(self.dataroot_gt, lq), self.dataroot_gt)
+        self.gt_folder, gt = self._frames(self.dataroot_gt, self.gt_folder, self.GT)
+        only = set() if self.clips else gt.keys() & set(self.test_clips)
+        gt = {name: frames for name, frames in gt.items() if not only or name in only}
+        self.note, lq = f"truth from {self.gt_folder}", None
+        if self.has_inputs:
+            self.lq_folder, lq = self._frames(self.dataroot_lq or self.dataroot_gt, self.lq_folder, self.LQ)
+            self.note += f", input from {self.lq_folder}"
+        counts = len(gt), sum(len(frames.names) for frames in gt.values())
+        if self.published and not self.clips and counts != self.published:
+            numbers = (self.dataroot_gt, *counts, *self.published)
+            log.warning("%s: %d clips, %d frames; published figures are about %d clips, %d frames", *numbers)
+        return paired(gt, lq, self.dataroot_gt)
 
-    def _folder(self, given: str | None, names: Sequence[str]) -> str:
-        """The name given, or the first of the usual ones that is there."""
-        folder = Path(self.dataroot_gt).expanduser()
-        if given is not None:
-            return given
-        places = [folder, *_folders(folder)[:1]]
-        there = [name for name in names if any((place / name).is_dir() for place in places)]
-        if not there:
-            what = f"neither <clip>/NAME nor NAME/<clip> with NAME one of {', '.join(names)}"
-            raise ValueError(f"{folder}: {what if folder.is_dir() else 'no such folder'}; give gt_folder and lq_folder")
-        return there[0]
+    def _frames(self, root: str, given: str | None, usual: Sequence[str]) -> tuple[str, dict[str, Frames]]:
+        """The name of the folder, given or the first of the usual ones that is there, and the clips in it."""
+        inner = given or usual_folder(root, usual, "test")
+        return inner, nested(root, inner, "test", self.of)
 
 
 class GoPro(Deblurring):
     """GoPro's 11 test clips, 1,111 frames; the released code of its paper reads blur_gamma, video papers do not say."""
 
     title = "GoPro"
+    published = (11, 1111)
 
 
 class DVD(Deblurring):
-    """DVD's 10 test clips, 1,000 frames; all are scored."""
+    """DVD's 10 test clips, 1,000 frames; all are scored (its paper scores 30 of each clip)."""
 
     title = "DVD"
-    GT, LQ = ("GT", "gt", "sharp"), ("input", "blur")
+    GT, LQ = ("GT", "gt", "sharp", "test_GT"), ("input", "blur", "test_GT_blurred")
+    of, test_clips, published = "DVD", DVD_TEST, (10, 1000)
 
 
 class BSD(Deblurring):
@@ -296,6 +322,7 @@ class BSD(Deblurring):
 
     title = "BSD"
     GT, LQ = ("Sharp/RGB",), ("Blur/RGB",)
+    of = "BSD"
 
 
 @dataclass(kw_only=True)
@@ -326,6 +353,7 @@ TEST_SETS: dict[str, Callable[..., TestClips]] = {
     "vimeo90k-slow": Vimeo90KSlow,
     "spmc": SPMC,
     "reds4": REDS4,
+    "reds_blur": REDSBlur,
     "gopro": GoPro,
     "dvd": DVD,
     "bsd": BSD,

@@ -56,7 +56,7 @@ def train(options: Options) -> None:
     use_threads(options)
     experiment = Experiment(Path(options.path.experiments) / options.name)
     run = begin(options, pick_device(options.device))
-    samples = construct(DATASETS, options.train_set.dataset, "datasets.train")
+    samples = training_samples(options, run.network)
     if distributed.is_main():
         experiment.claim(options)
         console_logger(file=experiment.folder / "train.log")
@@ -80,6 +80,19 @@ def check(options: Options) -> TrainOptions:
     if options.logger.use_tb_logger:
         summary_writer()
     return options.train
+
+
+def training_samples(options: Options, network: VideoNet) -> ClipCrops:
+    """The set datasets.train; `OptionError` where its samples are not what ``network`` restores."""
+    samples: ClipCrops = construct(DATASETS, options.train_set.dataset, "datasets.train")
+    for key in ("scale", "time_scale"):
+        made, wanted = getattr(samples, key), getattr(network, key)
+        if made != wanted:
+            raise OptionError(
+                f"datasets.train.{key}: {made}, but the network has {key} {wanted}: set {key}: {wanted} there or "
+                f"network_g.{key}: {made}"
+            )
+    return samples
 
 
 def continue_where_it_stopped(run: Run, experiment: Experiment) -> None:

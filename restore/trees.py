@@ -18,6 +18,15 @@ log = logging.getLogger("restore")
 WITHOUT_DOWNLOAD = "or train without any download with options/sample.yml"
 VIMEO = "Vimeo90K needs sequences/00001/0001/im1.png ... im7.png and sep_trainlist.txt in it, or a *.lmdb folder"
 SEPTUPLET = tuple(f"im{i}.png" for i in range(1, 8))
+PAIRS = {  # sets of sharp and blurred frames: how their trees look
+    "GoPro": "GOPR0372_07_00/sharp/000047.png ... or gt/GOPR0372_07_00/...",
+    "DVD": "IMG_0001/GT/00000.jpg ... and IMG_0001/input/..., or gt/IMG_0001/... and blur/IMG_0001/...",
+    "BSD": "000/Sharp/RGB/00000000.png ... and 000/Blur/RGB/... (of BSD_1ms8ms, BSD_2ms16ms or BSD_3ms24ms)",
+}
+DVD_TEST = (  # of the 71 clips that DVD has in one folder, as its authors list them
+    *("720p_240fps_2", "IMG_0003", "IMG_0021", "IMG_0030", "IMG_0031"),
+    *("IMG_0032", "IMG_0033", "IMG_0037", "IMG_0039", "IMG_0049"),
+)
 
 
 def find_clips(root: str, exclude: Sequence[str] = ()) -> list[Clip]:
@@ -112,20 +121,39 @@ def reds(root: str, inner: str, frame_size: tuple[int, int]) -> dict[str, Frames
     return found
 
 
-def nested(root: str, inner: str) -> dict[str, Frames]:
-    """Clips of ``root``/<clip>/``inner``/*.png, or, regrouped, ``root``/``inner``/<clip>/*.png, by name."""
-    folder = Path(root).expanduser()
+def nested(root: str, inner: str, split: str = "", of: str = "GoPro") -> dict[str, Frames]:
+    """Clips of ``root``/<clip>/``inner``/*.png, or, regrouped, ``root``/``inner``/<clip>/*.png, by name.
+
+    They are looked for in the folder ``split`` (train, test) of ``root`` if there is one. ValueError where there are
+    none; it shows the tree that the set ``of`` this name in `PAIRS` has.
+    """
+    folder = part_of(root, split)
     if (folder / inner).is_dir():
         found = frame_folders(folder / inner)
     else:
         found = {clip.name: frames for clip in _inside(folder) if (frames := _frames(clip / inner))}
     if not found:
         what = f"neither <clip>/{inner} nor {inner}/<clip> with frames in it" if folder.is_dir() else "no such folder"
-        raise ValueError(
-            f"{folder}: {what}; GoPro needs GOPR0372_07_00/sharp/000047.png ... or gt/GOPR0372_07_00/... in it, "
-            f"{WITHOUT_DOWNLOAD}"
-        )
+        raise ValueError(f"{folder}: {what}{_instead(folder)}; {of} needs {PAIRS[of]} in it, {WITHOUT_DOWNLOAD}")
     return found
+
+
+def usual_folder(root: str, names: Sequence[str], split: str = "") -> str:
+    """The first of these names that `nested` finds something by. ValueError where it is none of them."""
+    folder = part_of(root, split)
+    places = [folder, *list(_inside(folder))[:1]]
+    there = [name for name in names if any((place / name).is_dir() for place in places)]
+    if not there:
+        what = f"neither <clip>/NAME nor NAME/<clip> with NAME one of {', '.join(names)}"
+        what = what if folder.is_dir() else "no such folder"
+        raise ValueError(f"{folder}: {what}{_instead(folder)}; give gt_folder and lq_folder")
+    return there[0]
+
+
+def part_of(root: str, split: str) -> Path:
+    """The folder of a split of a set (train, test), or ``root`` where it is not split."""
+    folder = Path(root).expanduser()
+    return folder / split if (folder / split).is_dir() else folder
 
 
 def frame_folders(folder: Path) -> dict[str, Frames]:
@@ -141,6 +169,8 @@ def paired(gt: Mapping[str, Frames], lq: Mapping[str, Frames] | None, place: str
     if missing:
         raise ValueError(f"{place}: no input frames for {len(missing)} of {len(gt)} clips: {_some(missing)}")
     for name, frames in gt.items():
+        if lq[name] == frames:
+            raise ValueError(f"{place}: clip {name}: the input frames are the true ones; name the folder of each")
         if len(lq[name].names) != len(frames.names):
             counts = f"{len(lq[name].names)} input frames for {len(frames.names)} true frames"
             raise ValueError(f"{place}: clip {name}: {counts}")
@@ -160,6 +190,12 @@ def _frames(folder: Path) -> Frames | None:
         return None
     names = [f.name for f in folder.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES and not f.name.startswith(".")]
     return Frames(FolderStore(str(folder)), "", tuple(sorted(names, key=natural_key))) if names else None
+
+
+def _instead(folder: Path) -> str:
+    """What is in a folder where something else was looked for."""
+    there = [f"{top.name}/{below.name}" for top in _inside(folder) for below in _inside(top)]
+    return f", but {_some(there)}" if there else ""
 
 
 def _some(names: Sequence[str]) -> str:

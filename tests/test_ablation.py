@@ -1,11 +1,15 @@
 """The rows of the ablation: one file each, made by bench/ablation.py, all of which build, learn and fit their claim."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import yaml
 from tiny import ROOT
+from torch import Tensor
 
 import train as command
-from archs import ARCHS
+from archs import ARCHS, STDANFreq
 from bench.ablation import OFF, ROWS, SETTINGS, full_options, small_options
 from restore.options import Options, load_options, parse
 from restore.sample import sample_clip
@@ -57,8 +61,27 @@ def test_rows_are_what_they_are_called():
     assert whole is not None and whole.arguments["bands"] == "polar" and whole.arguments["prior"]
 
 
-def test_the_small_runs_have_equal_budgets():
-    runs = [small_options(row, setting, seed, 200) for row in ROWS for setting in SETTINGS for seed in range(2)]
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_the_small_runs_differ_in_network_and_seed_alone(setting):
+    start = Path("start.safetensors")
+    runs = [small_options(row, setting, seed, 200, start) for row in ROWS for seed in range(2)]
     assert len({options["name"] for options in runs}) == len(runs)
+    plain = parse(Options, runs[0], "")
     for options in runs:
-        assert parse(Options, options, "").train == parse(Options, runs[0], "").train
+        found = parse(Options, options, "")
+        assert found.path.pretrain_network_g == str(start)
+        assert found.train_set == plain.train_set and found.test_sets == plain.test_sets
+        assert replace(found.train, param_groups=()) == replace(plain.train, param_groups=())
+
+
+def test_all_small_runs_of_a_setting_load_the_weights_they_start_from():
+    plain = {key: tensor.shape for key, tensor in _built(small_options("A0", "sharp", 0, 200, None)).items()}
+    for row in ROWS:
+        keys = {key: tensor.shape for key, tensor in _built(small_options(row, "sharp", 0, 200, Path("x"))).items()}
+        assert plain.items() <= keys.items()
+        assert all(key.startswith(STDANFreq.added) for key in keys.keys() - plain.keys())
+
+
+def _built(options) -> dict[str, Tensor]:
+    network = parse(Options, options, "").network_g
+    return STDANFreq(**network.arguments).state_dict()

@@ -95,6 +95,21 @@ def test_metrics_of_two_frames_see_across_windows():
     assert [f.values["flicker"] for f in score.frames[1:]] == pytest.approx(expected[1:])
 
 
+def test_metrics_of_more_frames_than_a_part_has():
+    """Six frames a value, parts of two, three and four: a value for every frame from the sixth on, none twice."""
+
+    class Sixth(METRICS["flicker"]):
+        frames = 6
+
+        def __call__(self, restored, truth):
+            return restored[5:].mean((1, 2, 3)).double()
+
+    clip = torch.arange(9.0)[:, None, None, None].expand(9, 3, 4, 4)
+    stream = MetricStream(Sixth())
+    columns = [stream.add(part, part) for part in clip.split([2, 3, 4])]
+    assert columns == [[None] * 2, [None] * 3, [5, 6, 7, 8]]
+
+
 def test_perfect_frames_do_not_poison_the_mean():
     frames = (sample_clip(7, 32, 32) * 255).round() / 255
     almost = frames.clone()

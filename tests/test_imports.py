@@ -12,7 +12,7 @@ from tiny import ROOT, run_python
 
 # modules of restore that import no other one
 LEAVES = {
-    "checkpoint", "degrade", "device", "distributed", "log", "losses", "memory", "metrics", "report_record", "schema",
+    "checkpoint", "degrade", "device", "distributed", "log", "memory", "metrics", "report_record", "schema",
     "video",
 }  # fmt: skip
 # modules near the top -> the modules of restore that may import them

@@ -82,7 +82,7 @@ def test_bad_input_is_one_line(options_file, capsys):
     for override in (
         "datasets.train.dataroot_gt=x", "datasets.train.type=Vimeo", "train.pixel_opt={type: L3}", "scale=2",
         "device=tpu", "network_g.heads=3", "path.pretrain_network_g=nothing.pth",
-        "datasets.val={type: vid4, dataroot_gt: nowhere}", "datasets.val.time_scale=1",
+        "datasets.val={type: vid4, dataroot_gt: nowhere}", "datasets.val.time_scale=1", "datasets.train.time_scale=1",
         "val.metrics={d: {type: pyiqa, metric: dists}}",
     ):  # fmt: skip
         assert command.main(["-opt", str(options_file), "--set", override]) == 2, override

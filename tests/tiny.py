@@ -31,6 +31,21 @@ RECURRENT: dict[str, Any] = {  # convolutions and propagation in the place of al
 
 FREQUENCY: dict[str, Any] = {**PUBLISHED, "dct_condition": True}  # stdan_freq with every component
 
+# sharp frames of the input's size: with every component; without interpolation, guided offsets in STDFA
+DEBLUR: dict[str, Any] = {**PUBLISHED, "scale": 1, "time_scale": 1, "window": 4, "upsampler": "light"}
+JOINT: dict[str, Any] = {**COMPACT, "scale": 1, "window": 4}  # sharp frames and those in between
+ALONE: dict[str, Any] = {  # every frame restored alone
+    "channels": 8, "encoder_depths": (1,), "decoder_depths": (1,), "deform_groups": 2, "scale": 1, "time_scale": 1,
+    "trunk": "residual", "exchange": None, "upsampler": "light", "upsample_width": 4,
+}  # fmt: skip
+
+# stdan_freq without its components: with parts of action networks, at both sizes
+OFF: dict[str, Any] = {
+    "enhance": None, "guide": False, "prior": False, "location": False, "bands": None, "channel": False,
+}  # fmt: skip
+WITH_DTF: dict[str, Any] = {**PUBLISHED, **OFF, "temporal": "dtf", "extractor": "dtf_resnet"}
+WITH_ATM: dict[str, Any] = {**DEBLUR, **OFF, "temporal": "atm", "extractor": "atm_resnet"}
+
 
 def awaken(network: nn.Module, scale: float = 0.02) -> nn.Module:
     """Replace zeros by noise, so that offsets, refinements and skips that start silent take part."""

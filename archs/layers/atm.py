@@ -8,7 +8,8 @@ Measured: outputs equal the released program's to 1e-5.
 All of it is two-dimensional convolution: the released 3D kernels have length 1 in time and along the context, so that
 frames and pairs of frames are items of a batch here (`to_published`, `from_published` translate weights). Our
 additions, off by default: ``final_relu=False`` (a fresh branch is the identity), ``ends="replicate"``,
-``resize="bilinear"``, ``norm="group"``, and strides other than 1 and 2. Any number of frames, height and width.
+``resize="bilinear"``, ``norm="group"``, ``pointwise``, and strides other than 1 and 2. Any number of frames, height and
+width.
 """
 
 from collections.abc import Mapping
@@ -76,7 +77,8 @@ class ATMBranch(nn.Module):
     the context by convolutions, expand to C with weights that start at zero, add.
 
     - "add": X + A, "sub": X - A, "div": log(1 + X) - log(1 + A), of anchor A and context X, both >= 0.
-    - "mul": `local_correlation` of 9x9 displacements, then four convolutions over the displacements to channels.
+    - "mul": `local_correlation` of 9x9 displacements, then four convolutions over the displacements to channels; with
+      ``pointwise`` two 1x1 convolutions that have the displacements as channels, a fifteenth of the multiply-adds.
 
     With a stride the branch writes every ``stride``-th pixel, as the released transposed convolution of kernel 1 does,
     or is upscaled (``resize="bilinear"``). ``norm="group"`` takes its statistics from single maps.
@@ -85,6 +87,7 @@ class ATMBranch(nn.Module):
     def __init__(
         self, channels: int, *, operation: Operation, hidden: int = 64, context: int = 5, stride: int = 1,
         final_relu: bool = True, ends: Ends = "zeros", resize: Resize = "sparse", norm: Norm = "batch",
+        pointwise: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         for name, value, choices in [
@@ -100,7 +103,7 @@ class ATMBranch(nn.Module):
         self.final_relu, self.ends, self.resize = final_relu, ends, resize
         self.reduce = _conv_norm_relu(channels, hidden, norm, stride=stride)
         if operation == "mul":
-            self.displacements = DisplacementEncoder(hidden, norm)
+            self.displacements = DisplacementEncoder(hidden, norm, pointwise=pointwise)
         self.transfer = ContextFusion(channels, hidden, context, norm)
 
     def forward(self, x: Float[Tensor, "b t c h w"]) -> Float[Tensor, "b t c h w"]:
@@ -132,10 +135,18 @@ class ATMBranch(nn.Module):
 
 
 class DisplacementEncoder(nn.Module):
-    """Correlations of 9x9 displacements -> channels: every pixel's 9x9 image through 1, 4, 16, C, C channels to 1x1."""
+    """Correlations of 9x9 displacements -> channels: every pixel's 9x9 image through 1, 4, 16, C, C channels to 1x1.
 
-    def __init__(self, channels: int, norm: Norm = "batch") -> None:
+    With ``pointwise`` through 81, C, C channels of single pixels, which is ours.
+    """
+
+    def __init__(self, channels: int, norm: Norm = "batch", *, pointwise: bool = False) -> None:
         super().__init__()
+        self.pointwise = pointwise
+        if pointwise:
+            first = _conv_norm_relu(PATCH**2, channels, norm, kernel=1, padding=0)
+            self.convs = nn.Sequential(first, _conv_norm_relu(channels, channels, norm, kernel=1, padding=0))
+            return
         self.convs = nn.Sequential(
             _conv_norm_relu(1, 4, norm),
             _conv_norm_relu(4, 16, norm, stride=2),
@@ -145,6 +156,8 @@ class DisplacementEncoder(nn.Module):
 
     def forward(self, correlation: Float[Tensor, "n 81 h w"]) -> Float[Tensor, "n c h w"]:
         """Displacements in the order of `local_correlation`."""
+        if self.pointwise:
+            return self.convs(correlation)
         n, _, height, width = correlation.shape
         images = correlation.permute(0, 2, 3, 1).reshape(n * height * width, 1, PATCH, PATCH)
         return self.convs(images).reshape(n, height, width, -1).permute(0, 3, 1, 2)
@@ -196,9 +209,9 @@ class ATMTokens(nn.Module):
 
 
 def _conv_norm_relu(
-    channels_in: int, channels_out: int, norm: Norm, *, stride: int = 1, padding: int = 1
+    channels_in: int, channels_out: int, norm: Norm, *, kernel: int = 3, stride: int = 1, padding: int = 1
 ) -> nn.Sequential:
-    conv = nn.Conv2d(channels_in, channels_out, 3, stride, padding, bias=False)
+    conv = nn.Conv2d(channels_in, channels_out, kernel, stride, padding, bias=False)
     scale = nn.BatchNorm2d(channels_out) if norm == "batch" else nn.GroupNorm(1, channels_out)
     return nn.Sequential(conv, scale, nn.ReLU())
 

@@ -1,6 +1,6 @@
 """Small parts that many networks share: convolutions, pyramids, upsampling, the order of frames."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -35,8 +35,8 @@ def upsample2x(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c 2*h 2*w"]:
     return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
 
 
-def per_frame(module: nn.Module, x: Float[Tensor, "b t ..."]) -> Float[Tensor, "b t ..."]:
-    """Apply an image module to every frame of a clip."""
+def per_frame(module: Callable[[Tensor], Tensor], x: Float[Tensor, "b t ..."]) -> Float[Tensor, "b t ..."]:
+    """Apply a module or function of images to every frame of a clip."""
     return module(x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
 
@@ -77,9 +77,7 @@ class PixelShuffleUpsampler(nn.Module):
             raise ValueError(f"scale={scale} is not a power of two")
         width = width or channels
         self.before = conv3x3(channels, channels)
-        self.widen = nn.ModuleList(
-            conv3x3(width if i else channels, 4 * width) for i in range(scale.bit_length() - 1)
-        )
+        self.widen = nn.ModuleList(conv3x3(width if i else channels, 4 * width) for i in range(scale.bit_length() - 1))
         self.last = conv3x3(width if scale > 1 else channels, 3)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Tensor:

@@ -148,18 +148,20 @@ class CompressionCondition(nn.Module):
         self.around = conv3x3(hidden, hidden)
         self.last = zero(conv1x1(hidden, 2 * channels))
 
-    def forward(self, features: Float[Tensor, "b c h w"], frames: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h w"]:
-        """Features of frames and these frames, RGB in [0, 1], of one size: any. A clip goes in as one batch.
+    def forward(self, features: Float[Tensor, "b c h w"], frames: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b c h w"]:
+        """Features of frames and these frames, RGB in [0, 1], of any size. A clip goes in as one batch.
 
-        Raises ValueError where batch or size differ.
+        The frames are of the features' size, or 2, 4 or 8 times as large. Raises ValueError for anything else, and
+        where the batches differ.
         """
-        if features.shape[0] != frames.shape[0] or features.shape[-2:] != frames.shape[-2:]:
+        h, w = features.shape[-2:]
+        factor = frames.shape[-1] // w
+        if factor not in (1, 2, 4, 8) or frames.shape[::2] != (len(features), factor * h) or frames.shape[-1] % w:
             shapes = f"features {tuple(features.shape)} and frames {tuple(frames.shape)}"
             raise ValueError(f"{shapes} differ in batch or size")
-        h, w = features.shape[-2:]
         coefficients = self.gate(self.transform(frames).index_select(1, self.kept))
         blocks = self.last(lrelu(self.around(lrelu(self.enter(coefficients)))))  # (B, 2C, ceil(h/8), ceil(w/8))
-        scale, shift = (_fine(part, h, w).to(features.dtype) for part in blocks.chunk(2, 1))
+        scale, shift = (_fine(part, h, w, 8 // factor).to(features.dtype) for part in blocks.chunk(2, 1))
         return features + features * scale + shift
 
     def auxiliary_losses(self) -> dict[str, Tensor]:
@@ -167,10 +169,12 @@ class CompressionCondition(nn.Module):
         return self.gate.auxiliary_losses()
 
 
-def _fine(blocks: Float[Tensor, "b c rows columns"], height: int, width: int) -> Float[Tensor, "b c {height} {width}"]:
-    """Bilinear from the centres of 8x8 blocks to pixels, cropped; two products are up to 30 times as fast on a CPU."""
+def _fine(
+    blocks: Float[Tensor, "b c rows columns"], height: int, width: int, side: int
+) -> Float[Tensor, "b c {height} {width}"]:
+    """Bilinear from the centres of blocks to their pixels, cropped; two products are up to 30 times as fast on CPUs."""
     rows, columns = (
-        F.interpolate(torch.eye(count, device=blocks.device)[None], scale_factor=8, mode="linear")[0, :, :length]
+        F.interpolate(torch.eye(count, device=blocks.device)[None], scale_factor=side, mode="linear")[0, :, :length]
         for count, length in zip(blocks.shape[-2:], (height, width), strict=True)
     )
     return rows.T.to(blocks.dtype) @ blocks @ columns.to(blocks.dtype)

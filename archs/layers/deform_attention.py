@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from archs.layers.blocks import conv3x3, lrelu
-from archs.layers.deform import DeformOffsets, deform_dot, deform_sum, warp
+from archs.layers.deform import DeformOffsets, OffsetGuidance, deform_dot, deform_sum, guided, warp
 from archs.layers.energy_attention import EnergyFusion
+from archs.layers.frequency_align import ClipSpectra, SpectrumGuidance
 from archs.layers.motion_prior import FrameMotion
 
 
@@ -23,7 +24,8 @@ class DeformableAttention(nn.Module):
     """Aggregate over time: (B, T, C, h, w) -> (B, T, C, h, w), the residual included.
 
     ``radius`` limits the sources of a frame to its nearest neighbours in time (None: all other frames, as published).
-    ``fusion`` weighs the answers by their spectral energy as well (None: by the softmax alone, as published).
+    ``fusion`` weighs the answers by their spectral energy as well (None: by the softmax alone, as published), and
+    ``guidance``, of one level for ``embed_dim`` channels, tells the offsets what the spectra of a pair know.
     """
 
     def __init__(
@@ -35,13 +37,14 @@ class DeformableAttention(nn.Module):
         top_k: int = 2,
         radius: int | None = None,
         fusion: EnergyFusion | None = None,
+        guidance: SpectrumGuidance | None = None,
     ) -> None:
         super().__init__()
         if embed_dim % groups:
             raise ValueError(f"embed_dim={embed_dim} does not divide by deform_groups={groups}")
         if not 1 <= top_k <= 9:
             raise ValueError(f"top_k={top_k} is not within 1..9, the taps of a 3x3 grid")
-        self.top_k, self.radius = top_k, radius
+        self.top_k, self.radius, self.groups = top_k, radius, groups
         self.embed = conv3x3(channels, embed_dim)
         self.query = nn.Linear(embed_dim, embed_dim)
         self.key = nn.Linear(embed_dim, embed_dim)
@@ -50,7 +53,7 @@ class DeformableAttention(nn.Module):
         self.refine = conv3x3(embed_dim, embed_dim)
         self.offsets = DeformOffsets(embed_dim, groups)
         self.project = conv3x3(embed_dim, channels)
-        self.fusion = fusion
+        self.fusion, self.guidance = fusion, guidance
 
     def forward(
         self, features: Float[Tensor, "b t c h w"], motion: FrameMotion | None = None
@@ -63,16 +66,21 @@ class DeformableAttention(nn.Module):
         )
         halves = self._pair_halves(query, key)
         detail = None if self.fusion is None else self.fusion.detail(value)
+        spectra = None if self.guidance is None else self.guidance.spectra([key])
         # one tensor a frame: slicing would make the backward pass add up T tensors of all frames
         queries, keys, values, query_halves, key_halves = (x.unbind(1) for x in (query, key, value, *halves))
         gathered = []
         for j in range(t):
             sources = [i for i in range(t) if i != j and (self.radius is None or abs(i - j) <= self.radius)]
+            if not sources:
+                gathered.append(torch.zeros_like(queries[j]))
+                continue
             flow = None if motion is None else motion.between(j, sources)
             key_j, value_j, seen = (torch.stack([x[i] for i in sources], dim=1) for x in (keys, values, key_halves))
             pair = query_halves[j][:, None] + (seen if flow is None else _warp_each(seen, flow))
             detail_j = None if detail is None else detail[:, sources]
-            fetched = self._fetch(queries[j], key_j, value_j, pair, flow, detail_j)
+            known = None if spectra is None else self._guidance(spectra, key_j, flow, j, sources)
+            fetched = self._fetch(queries[j], key_j, value_j, pair, flow, detail_j, known)
             gathered.append(self._fuse(*fetched, own=values[j], target=j, sources=sources).to(query.dtype))
             del fetched  # so that no more than one target's sources are held
         aggregated = torch.stack(gathered, dim=1).flatten(0, 1)
@@ -85,6 +93,19 @@ class DeformableAttention(nn.Module):
         of_query = F.conv2d(query.flatten(0, 1), weight_q, self.pair.bias, padding=1).unflatten(0, frames)
         of_key = F.conv2d(key.flatten(0, 1), weight_k, padding=1).unflatten(0, frames)
         return of_query, of_key
+
+    def _guidance(
+        self,
+        spectra: ClipSpectra,
+        keys: Float[Tensor, "b s e h w"],
+        flow: Tensor | None,
+        target: int,
+        sources: list[int],
+    ) -> OffsetGuidance:
+        """For sampling the sources on their way to the target; a flow leaves it what remains."""
+        assert self.guidance is not None
+        seen = spectra.frames(sources) if flow is None else self.guidance.spectra([_warp_each(keys, flow)])
+        return self.guidance.toward(seen, spectra.frames([target] * len(sources)))[0]
 
     def _fuse(
         self,
@@ -109,11 +130,12 @@ class DeformableAttention(nn.Module):
         pair: Float[Tensor, "b s e h w"],
         flow: Float[Tensor, "b s 2 h w"] | None,
         detail: Float[Tensor, "b s 1 h w"] | None,
+        known: OffsetGuidance | None,
     ) -> tuple[Float[Tensor, "b s e h w"], Float[Tensor, "b s h w"], Float[Tensor, "b s h w"] | None]:
         """The answers of s sources to one frame, how well they fit its query, and ``detail`` read at their places."""
         b, s = keys.shape[:2]
-        guide = lrelu(self.refine(lrelu(pair).flatten(0, 1)))
-        displacement, modulation = self.offsets(guide, None if flow is None else flow.flatten(0, 1))
+        guide = guided(lrelu(self.refine(lrelu(pair).flatten(0, 1))), known)
+        displacement, modulation = self.offsets(guide, None if flow is None else flow.flatten(0, 1), known)
         queries = query[:, None].expand(b, s, *query.shape[1:]).flatten(0, 1)
         relevance = deform_dot(keys.flatten(0, 1), queries, displacement, modulation)  # (B*S, 9, h, w)
         best, taps = relevance.topk(self.top_k, dim=1)

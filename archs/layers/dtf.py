@@ -7,8 +7,8 @@ filters that the features and their correlation predict, mixed across channels, 
 
 The default follows the published *code*, whose numbers are reproduced (measured: golden tests); the paper's text has
 neither W, norm, scale and bias nor a softmax over the correlation (eq. 6-7), and shares filters otherwise.
-``sharing="paper"``, ``predictor="resample" | "taps"`` and ``norm="gn" | "none"`` are reconstructions or our own: no
-published weights fit them, but for "resample", which takes those of "native".
+``sharing="paper"``, ``predictor="resample" | "taps"``, ``norm="gn" | "none"`` and ``bidirectional`` are reconstructions
+or our own: no published weights fit them, but for "resample", which takes those of "native".
 
 The filter sees all frames of a clip, and time is circular: the first frame is a neighbour of the last.
 """
@@ -57,8 +57,9 @@ class DTFBlock(nn.Module):
 
     ``norm``: "bn" as published, over batch, frequencies and places, of statistics that need large batches and frames
     like the trained ones; "gn" divides by the root mean square over channels and frequencies of each location; "none"
-    bounds the filters by tanh instead, since the path is cubic in x. Computes in float32 at least, the dtype of x out.
-    Raises ValueError for an unknown choice or a ``dim`` that does not divide.
+    bounds the filters by tanh instead, since the path is cubic in x. ``bidirectional``, for "taps", aggregates the
+    frame before as well, and predicts from both correlations. Computes in float32 at least, the dtype of x out. Raises
+    ValueError for an unknown choice or a ``dim`` that does not divide.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class DTFBlock(nn.Module):
         predictor: str = "native",
         norm: str = "bn",
         radius: int = 1,
+        bidirectional: bool = False,
     ) -> None:
         super().__init__()
         choices = {"sharing": (sharing, SHARINGS), "predictor": (predictor, PREDICTORS), "norm": (norm, NORMS)}
@@ -80,12 +82,16 @@ class DTFBlock(nn.Module):
         if clip_length < 1:
             raise ValueError(f"clip_length={clip_length} is less than one frame")
         self.dim, self.clip_length = dim, clip_length
-        self.windowed, self.bounded = predictor == "native", norm == "none"
+        self.windowed, self.bounded, self.bidirectional = predictor == "native", norm == "none", bidirectional
         self.predictor: ClipPredictor | TapPredictor
         if predictor == "taps":
             if sharing != "paper":
                 raise ValueError("predictor='taps' shares filters as the paper does: set sharing='paper'")
-            self.predictor = TapPredictor(dim, groups, radius)
+            self.predictor = TapPredictor(dim, groups, radius, directions=1 + bidirectional)
+        elif bidirectional:
+            raise ValueError(
+                f"bidirectional is for predictor='taps', not {predictor!r}, whose frames see the next alone"
+            )
         else:
             self.predictor = ClipPredictor(dim, clip_length, groups, sharing)
         self.mixing = nn.Parameter(0.02 * torch.randn(dim, dim, 2))  # (out, in, re and im)
@@ -109,6 +115,11 @@ class DTFBlock(nn.Module):
         frames = x.shape[2]
         correlation = local_correlation(x, self.correlation_weight)  # (B, 9, T, H, W)
         enhanced = add_next_frame(x, correlation)
+        if self.bidirectional:
+            backward = x.flip(2)
+            earlier = local_correlation(backward)
+            enhanced = enhanced + (add_next_frame(backward, earlier) - backward).flip(2)
+            correlation = torch.cat([correlation, earlier.flip(2)], 1)
         filters = self.predictor(torch.cat([enhanced, correlation], 1))  # (B, C, T//2+1, H, W, 2)
         if self.bounded:
             filters = filters.tanh()
@@ -232,10 +243,11 @@ class ClipPredictor(nn.Module):
 class TapPredictor(nn.Module):
     """Filters of 2 * radius + 1 frames, whose response F(m) = sum_k h[k] exp(-2 pi i m k / T) every length has.
 
-    Convolution over three frames, lrelu, mean over time, a linear map to C / groups filters. Ours.
+    Convolution over three frames, lrelu, mean over time, a linear map to C / groups filters. Ours. ``directions`` is 2
+    where the correlation with the next frame comes beside that with the one before.
     """
 
-    def __init__(self, dim: int, groups: int = 16, radius: int = 1) -> None:
+    def __init__(self, dim: int, groups: int = 16, radius: int = 1, directions: int = 1) -> None:
         super().__init__()
         if dim % groups:
             raise ValueError(f"dim={dim} does not divide by groups={groups}")
@@ -243,7 +255,7 @@ class TapPredictor(nn.Module):
             raise ValueError(f"radius={radius} frames is negative")
         self.groups, self.radius = groups, radius
         hidden = max(dim // 4, 8)
-        self.gather = nn.Conv3d(dim + len(TAPS), hidden, (3, 1, 1), padding=(1, 0, 0))
+        self.gather = nn.Conv3d(dim + directions * len(TAPS), hidden, (3, 1, 1), padding=(1, 0, 0))
         self.taps = nn.Conv2d(hidden, dim // groups * (2 * radius + 1), 1)
 
     def forward(self, x: Float[Tensor, "b d t h w"]) -> Float[Tensor, "b c m h w 2"]:

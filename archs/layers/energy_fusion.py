@@ -276,7 +276,7 @@ def _product(a: Complex[Tensor, "*b c h wf"], b: Complex[Tensor, "*#b c h wf"]) 
 def _bounded(p: Tensor | float) -> Tensor | float:
     """p within 0..16, with the gradient of the identity: a p that was pushed outside can come back."""
     if isinstance(p, Tensor):
-        return p + (p.clamp(0, P_MAX) - p).detach()
+        return p + (p.clamp(0.0, P_MAX) - p).detach()
     return min(max(p, 0.0), P_MAX)
 
 

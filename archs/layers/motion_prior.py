@@ -11,6 +11,7 @@ Flows are float32 (dy, dx) in pixels of the low-resolution grid and say where to
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import torch
@@ -18,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from archs.layers.blocks import conv3x3, lrelu, zero
+from archs.layers.blocks import conv3x3, lrelu, per_frame, zero
 from archs.layers.deform import tap_grid, warp
 from archs.layers.phase_correlation import local_phase_correlation
 
@@ -60,14 +61,28 @@ class MiddleMotion:
         later = _warp_frames(clip[:, 1:], self.to_later)
         return self.mix * earlier + (1 - self.mix) * later
 
+    def enlarged(self, factor: int) -> "MiddleMotion":
+        """The same motion on a grid that is ``factor`` times as fine."""
+        fine = partial(F.interpolate, scale_factor=factor, mode="bilinear", align_corners=False)
+        to_earlier, to_later, mix = (per_frame(fine, x) for x in (self.to_earlier, self.to_later, self.mix))
+        return MiddleMotion(factor * to_earlier, factor * to_later, mix)
+
     def frames(self) -> "FrameMotion":
         """The same motion as steps through the sequence input, middle, input, ..."""
-        shape = self.to_earlier.shape[:2]
-        from_earlier = invert(self.to_earlier.flatten(0, 1)).unflatten(0, shape)
-        from_later = invert(self.to_later.flatten(0, 1)).unflatten(0, shape)
+        from_earlier, from_later = self._to_middles()
         following = torch.stack([from_earlier, self.to_later], dim=2).flatten(1, 2)
         preceding = torch.stack([self.to_earlier, from_later], dim=2).flatten(1, 2)
         return FrameMotion(following, preceding)
+
+    def steps(self) -> "FrameMotion":
+        """The same motion as steps from input to input."""
+        gaps = self.to_earlier.shape[:2]
+        pairs = zip(self._to_middles(), (self.to_later, self.to_earlier), strict=True)
+        return FrameMotion(*(compose(a.flatten(0, 1), b.flatten(0, 1)).unflatten(0, gaps) for a, b in pairs))
+
+    def _to_middles(self) -> tuple[Tensor, Tensor]:
+        """Flows from the earlier and from the later frames to the middles."""
+        return per_frame(invert, self.to_earlier), per_frame(invert, self.to_later)
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,7 @@ def _peak(surface: Float[Tensor, "*b h w"]) -> tuple[Float[Tensor, "*b 2"], Floa
     for index, length, step in ((row, h, (1, 0)), (column, w, (0, 1))):
         # logarithms relative to the peak's, which thereby is 0; a neighbour at or below zero counts as 1%
         before, after = (
-            (_at(samples, row + sign * step[0], column + sign * step[1], (h, w)) / highest).clamp(0.01, 1).log()
+            (_at(samples, row + sign * step[0], column + sign * step[1], (h, w)) / highest).clamp(0.01, 1.0).log()
             for sign in (-1, 1)
         )
         beyond = (before - after) / (2 * (before + after).clamp_max(-1e-6))  # -0.5..0.5

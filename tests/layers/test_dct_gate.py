@@ -290,10 +290,21 @@ def test_a_flat_frame_is_modulated_evenly():
 
 
 @every_size
-def test_between_blocks_is_bilinear(size):
-    blocks = noise(2, 3, -(-size[0] // 8), -(-size[1] // 8))
-    expected = F.interpolate(blocks, scale_factor=8, mode="bilinear", align_corners=False)[..., : size[0], : size[1]]
-    assert_close(_fine(blocks, *size), expected, atol=1e-6, rtol=1e-5)
+@pytest.mark.parametrize("side", [2, 8])
+def test_between_blocks_is_bilinear(size, side):
+    h, w = size
+    blocks = noise(2, 3, -(-h // side), -(-w // side))
+    expected = F.interpolate(blocks, scale_factor=side, mode="bilinear", align_corners=False)[..., :h, :w]
+    assert_close(_fine(blocks, h, w, side), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_features_may_lie_on_a_coarser_grid_than_the_frames():
+    """One frame of constant 8x8 blocks: what a feature gets depends on where its block is, not on the grid's size."""
+    module = awaken(condition(), 0.3).eval()
+    frames = noise(1, 3, 6, 8).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    fine, coarse = module(torch.ones(1, 8, 48, 64), frames), module(torch.ones(1, 8, 12, 16), frames)
+    centre = fine[:, :, 1::4, 1::4] + fine[:, :, 2::4, 1::4] + fine[:, :, 1::4, 2::4] + fine[:, :, 2::4, 2::4]
+    assert_close(coarse[..., 1:-1, 1:-1], (centre / 4)[..., 1:-1, 1:-1], atol=1e-5, rtol=1e-5)
 
 
 @every_condition

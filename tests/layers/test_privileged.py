@@ -212,8 +212,7 @@ def test_a_teacher_may_be_wider_but_not_of_another_scale():
     student = PrivilegedStudent(stdan(), wide)
     student(clip, truth)
     assert student.auxiliary_losses()["privileged"].isfinite()
-    network = stdan()
-    network.time_scale = 1
+    network = stdan({**RECURRENT, "time_scale": 1})
     with pytest.raises(ValueError, match="time_scale"):
         PrivilegedStudent(network, wide)
 
