@@ -4,8 +4,9 @@
     python -m bench.ablation --run OUT [--jobs 2]        small networks on real clips, equal budgets, several seeds
     python -m bench.ablation --table OUT                 what they gave, with the spread over seeds
 
-The small runs have two settings: "sharp", bicubic input of sharp frames, and "blurred", where every input frame has
-a motion blur of its own, so that neighbours differ in sharpness. In each, one network without any component (A0) is
+The small runs have three settings: "sharp", bicubic input of sharp frames; "blurred", where every input frame has a
+motion blur of its own, so that neighbours differ in sharpness; and "deblur", frames of an open shutter to sharp ones of
+their size, aligned by block matching from the start. In each, one network without any component (A0) is
 trained first, and every row continues from its weights for the same number of iterations, A0 too: components start as
 the identity, so the rows differ by nothing else than what they learn then, and a gain is no mere faster start. Seeds
 change the order of the data and the components' first weights, not the common start.
@@ -22,6 +23,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -70,10 +72,28 @@ PRIVILEGED = {"A10_teacher": {"role": "teacher"}, "A10_student": {
     "role": "student", "teacher": "experiments/A10_teacher/models/teacher_600000.safetensors",
 }}  # fmt: skip
 ROWS = ("A0", "A3", "A7", "A6", "A1")  # of the small runs, the most telling first
-SETTINGS: dict[str, dict[str, Any] | None] = {
-    "sharp": None,
-    "blurred": {"type": "motion_blur", "length_range": [0.0, 16.0]},
-}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the small runs are shown and asked for."""
+
+    degradation: dict[str, Any] | None = None
+    scale: int = 4
+    time_scale: int = 2
+    frames: int = 7
+    gt_size: int = 96
+    network: dict[str, Any] = field(default_factory=dict)
+
+
+SETTINGS = {
+    "sharp": Setting(),
+    "blurred": Setting({"type": "motion_blur", "length_range": [0.0, 16.0]}),
+    "deblur": Setting(
+        {"type": "exposure", "exposure_range": [0.0, 2.0]}, 1, 1, frames=5, gt_size=128,
+        network={"motion_prior": "correlation"},
+    ),
+}  # fmt: skip
 
 
 def full_options() -> Iterator[tuple[str, dict[str, Any]]]:
@@ -97,25 +117,29 @@ def _has_numbers(network: Mapping[str, Any]) -> bool:
 
 def small_options(row: str, setting: str, seed: int, iterations: int, start: Path | None) -> dict[str, Any]:
     """Options of one small run: from the weights in ``start``, or the training of such weights."""
+    shown = SETTINGS[setting]
     network = {
         "type": "stdan_freq", **OFF, **NETWORKS[row],
         "channels": 32, "embed_dim": 32, "trunk": "residual", "encoder_depths": [2], "decoder_depths": [3], "levels": 2,
         "deform_groups": 4, "temporal_radius": 2, "upsampler": "light", "upsample_width": 16, "skip": "bicubic",
+        "scale": shown.scale, "time_scale": shown.time_scale, **shown.network,
     }  # fmt: skip
-    clips, degradation = str(SHARED / "data" / "train"), SETTINGS[setting]
-    test = {"max_frames": 13, "degradation": degradation}
+    clips = str(SHARED / "data" / "train")
+    shape = {"scale": shown.scale, "time_scale": shown.time_scale, "degradation": shown.degradation}
+    test = {"max_frames": 13, **shape}
     rate, last = (5e-4, 1e-6) if start else (1e-3, 2e-4)
     # single numbers whose scale is 1: at the common rate hundreds of steps would not move them there
     numbers = {"match": r"(fusion\.(beta|band\.p|band\.kappa)|guidance\.levels\.\d\.prior)$", "lr_mult": 30}
     return {
         "name": f"{row}-{setting}-{seed}" if start else f"start-{setting}",
+        "scale": shown.scale,
         "manual_seed": seed,
         "num_threads": 1,
         "path": {"pretrain_network_g": str(start) if start else None},
         "datasets": {
             "train": {
-                "type": "ClipFolder", "dataroot_gt": clips, "exclude": HELD_OUT, "gt_size": 96, "max_frames": 90,
-                "degradation": degradation, "batch_size_per_gpu": 4, "num_worker_per_gpu": 0,
+                "type": "ClipFolder", "dataroot_gt": clips, "exclude": HELD_OUT, "max_frames": 90, **shape,
+                "num_frame": shown.frames, "gt_size": shown.gt_size, "batch_size_per_gpu": 4, "num_worker_per_gpu": 0,
             },
             "clips": {"type": "TestClips", "dataroot_gt": clips, "clips": HELD_OUT, **test},
             "vid4": {"type": "vid4", "dataroot_gt": str(SHARED / "data" / "eval" / "Vid4"), **test},
@@ -166,7 +190,8 @@ def table(out: Path) -> str:
         for record in map(json.loads, log.read_text(encoding="utf-8").splitlines()):
             if "validation" in record:
                 found.setdefault((row, setting, record["validation"]), {})[int(seed)] = record["psnr"]
-    columns = [(setting, test) for setting in SETTINGS for test in ("clips", "vid4")]
+    columns = [key for setting in SETTINGS for key in ((setting, "clips"), (setting, "vid4"))
+               if any(key == (shown, test) for _, shown, test in found)]  # fmt: skip
     lines = ["| | " + " | ".join(f"{setting}, {test}" for setting, test in columns) + " |"]
     lines.append("|---" * (len(columns) + 1) + "|")
     for row in dict.fromkeys(key[0] for key in found):
