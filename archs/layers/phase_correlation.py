@@ -89,9 +89,13 @@ def spectral_shift(a: Complex[Tensor, "*b c h wf"], b: Complex[Tensor, "*b c h w
 
 
 def whiten(cross: Complex[Tensor, "*b h wf"], share: float = WHITENING) -> Complex[Tensor, "*b h wf"]:
-    """The cross spectrum at amplitudes of about 1, but for bins below ``share`` of the strongest, which fade to 0."""
+    """The cross spectrum at amplitudes of about 1, but for bins below ``share`` of the strongest, which fade to 0.
+
+    Detached: the derivative of a phase grows as 1 / amplitude, without bound where one of two frames is flat.
+    """
+    cross = cross.detach()
     amplitude = cross.abs()
-    strongest = amplitude.detach().amax((-2, -1), keepdim=True)
+    strongest = amplitude.amax((-2, -1), keepdim=True)
     return cross / (amplitude + share * strongest).clamp_min(torch.finfo(torch.float32).tiny)
 
 

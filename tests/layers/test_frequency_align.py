@@ -234,6 +234,20 @@ def test_blank_frames():
     assert all(p.grad.isfinite().all() for p in module.parameters()) and x.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("kind", ["full", "surface"])
+@pytest.mark.parametrize("contrast", [0.0, 1e-8, 1e-4])
+def test_gradients_are_bounded_where_one_frame_is_flat(kind, contrast):
+    """A phase's derivative is 1 / amplitude: it once ended a training with gradients of 1e22."""
+    module = awaken(guidance(kind))
+    x = noise(1, 2, CHANNELS, 32, 32)
+    x[:, 0] *= contrast
+    x.requires_grad_()
+    first, second = module(*pair_of(module, x))
+    sum(part.square().sum() for known in (*first, *second) for part in known).backward()
+    flat, textured = x.grad.abs().amax((0, 2, 3, 4))
+    assert 0 < textured < 1e3 and flat < 1e6
+
+
 # ---- in feature interpolation
 
 

@@ -77,6 +77,15 @@ def test_kinds_and_empty_maps():
     assert not found.any() and a.grad is not None and a.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("contrast", [0.0, 1e-8, 1e-4])
+def test_gradients_are_bounded_where_one_map_is_flat(contrast):
+    module = awaken(MotionBranch(8, window=16))
+    flat, textured = (maps(1, 8, 16, 16, seed=seed) for seed in range(2))
+    both = [(contrast * flat).requires_grad_(), textured.requires_grad_()]
+    module(*both).square().sum().backward()
+    assert all(x.grad is not None and 0 < x.grad.abs().max() < 1e4 for x in both)
+
+
 @pytest.mark.parametrize("gradient", ["diff", "logamp", "phase", "all"])
 def test_laws_of_the_branch(gradient):
     torch.manual_seed(0)
