@@ -9,33 +9,36 @@ import logging
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from fractions import Fraction
+from dataclasses import dataclass, field
 from pathlib import Path
 from shutil import get_terminal_size
+from threading import Lock
 from time import perf_counter
-from typing import NoReturn
+from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from archs import VideoNet
+from restore.budget import Cut, MemoryModel, fit, writing_bytes
+from restore.buffering import read_ahead
 from restore.checkpoint import DEFAULT_MODEL, WEIGHTS, load_network, read_info, shipped_models
-from restore.device import PRECISIONS, pick_device, resolve_precision
+from restore.device import pick_device, resolve_precision
 from restore.explain import explain
 from restore.explain_watch import Seen, watching
-from restore.jobs import Job, Output, plan
+from restore.flags import command_parser
+from restore.jobs import WRITERS, Job, Output, plan
+from restore.memory import keep_freed_memory, limit_memory, out_of_memory
 from restore.stream import restore_clip
 from restore.video import ClipError
 
-_SUFFIXES = ("png", "jpg", "webp", "tif", "mp4", "mkv", "mov", "webm")
+_WINDOWS = (4, 3, 2)  # what --max-memory chooses from; the first is the default
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with the arguments `argv` (those of the process if None); the exit status."""
     with _warnings_on_stderr():
         try:
-            args = _parser().parse_args(argv)
+            args = command_parser().parse_args(argv)
             return _list_models() if args.list_models else _run(args)
         except KeyboardInterrupt:
             _complain("interrupted before anything was written")
@@ -49,9 +52,10 @@ def _run(args: argparse.Namespace) -> int:
     source = _source(args)
     device = pick_device(args.device)
     precision = resolve_precision(args.precision, device)
+    keep_freed_memory()
     net = load_network(args.model, device=device)
     settings = {
-        "window": args.window,
+        "window": args.window or _WINDOWS[0],
         "temporal_overlap": args.temporal_overlap,
         "tile": args.tile or None,
         "tile_overlap": args.tile_overlap,
@@ -63,13 +67,24 @@ def _run(args: argparse.Namespace) -> int:
     jobs = plan(source, _output(args), slowmo=slowmo, start=args.start, limit=args.frames, explain=args.explain)
     for job in jobs:
         job.warn()
+    budget = _Budget(net, args, precision) if args.max_memory else None
     if args.dry_run:
-        return _dry_run(jobs, net, args, f"{device}, {precision}")
-    bar = sys.stderr.isatty() and not args.no_progress
+        return _dry_run(jobs, net, args, f"{device}, {precision}", budget)
+    return _restore_all(jobs, net, settings, budget, bar=sys.stderr.isatty() and not args.no_progress)
+
+
+def _restore_all(
+    jobs: list[Job], net: VideoNet, settings: dict[str, Any], budget: "_Budget | None", *, bar: bool
+) -> int:
+    """Restore one clip after the other; what is wrong with one does not keep the others from it."""
     failures = 0
     for job in jobs:
         progress = _Progress()
         try:
+            if budget is not None:
+                cut = budget.cut(job)
+                settings |= {"window": cut.window, "tile": cut.tile}
+                print(f"{job.clip.name}: {cut}", flush=True)
             with watching(net) if job.explain else nullcontext() as seen:
                 _restore(job, net, settings, progress, bar=bar)
             if seen is not None:
@@ -78,7 +93,7 @@ def _run(args: argparse.Namespace) -> int:
             _complain(f"interrupted at {job.clip.name}{_kept(job, progress)}")
             return 130
         except (ValueError, OSError, MemoryError, RuntimeError) as error:
-            _complain(f"error: {_reason(error, job, args.tile)}{_kept(job, progress)}")
+            _complain(f"error: {_reason(error, job)}{_kept(job, progress)}")
             failures += 1
     return 2 if failures else 0
 
@@ -94,6 +109,29 @@ def _check_settings(net: VideoNet, settings: dict) -> None:
         raise ValueError(message) from error
 
 
+class _Budget:
+    """What `--max-memory` allows."""
+
+    def __init__(self, net: VideoNet, args: argparse.Namespace, precision: str) -> None:
+        limit_memory(next(net.parameters()).device, args.max_memory)
+        self._model, self._args = MemoryModel(net, precision), args
+
+    def cut(self, job: Job) -> Cut:
+        """The window and the tile that fit; ValueError if none do."""
+        args, scale = self._args, self._model.net.scale
+        height, width = job.clip.size
+        return fit(
+            self._model,
+            (height, width),
+            args.max_memory,
+            windows=(args.window,) if args.window else _WINDOWS,
+            temporal_overlap=args.temporal_overlap,
+            tile=args.tile or None,
+            tile_overlap=args.tile_overlap,
+            writing=writing_bytes(height * width * scale**2, threads=None if job.is_video else WRITERS),
+        )
+
+
 @dataclass
 class _Progress:
     """How far a clip has come."""
@@ -102,11 +140,17 @@ class _Progress:
     height: int = 0
     width: int = 0
     finished: bool = False  # the file or folder is complete
+    lock: Lock = field(default_factory=Lock)
+
+    def step(self, bar: tqdm) -> None:
+        """One frame more; called by the threads that write."""
+        with self.lock:
+            self.written += 1
+            bar.update()
 
 
-def _restore(job: Job, net: VideoNet, settings: dict, progress: _Progress, *, bar: bool) -> None:
+def _restore(job: Job, net: VideoNet, settings: dict[str, Any], progress: _Progress, *, bar: bool) -> None:
     began = perf_counter()
-    results = restore_clip(net, job.inputs(), **settings)
     columns, lines = get_terminal_size()  # never 0, with which tqdm would show nothing
     with (
         tqdm(
@@ -118,13 +162,13 @@ def _restore(job: Job, net: VideoNet, settings: dict, progress: _Progress, *, ba
             nrows=lines,
             disable=not bar,
         ) as shown,
-        job.sink() as write,
+        read_ahead(job.inputs(), settings["window"]) as frames,
+        # As many as a window gives, so that all are out of the way while the next is restored.
+        job.sink(net.frames_out(settings["window"]), lambda: progress.step(shown)) as write,
     ):
-        for frame in results:
-            write(frame)
-            progress.written += 1
+        for frame in restore_clip(net, frames, **settings):
             _, progress.height, progress.width = frame.shape
-            shown.update()
+            write(frame)
     progress.finished = True
     if not bar:
         seconds = perf_counter() - began
@@ -143,21 +187,16 @@ def _explain(job: Job, net: VideoNet, seen: Seen, progress: _Progress) -> None:
     print(f"{job.clip.name}: {explain(seen, names, job.explain, title=job.clip.name, size=size)}", flush=True)
 
 
-def _reason(error: Exception, job: Job, tile: int) -> str:
+def _reason(error: Exception, job: Job) -> str:
     """One line on an error that a person can do something about; others are raised again."""
-    if _out_of_memory(error):
-        smaller = f"--tile {max(tile // 2, 32)}" if tile else "--tile 256, or less"
-        return f"{job.clip.path}: out of memory: use {smaller}, or a smaller --window"
+    if out_of_memory(error):
+        what = error if isinstance(error, MemoryError) and str(error) else "out of memory"
+        return f"{job.clip.path}: {what}: use a smaller --window, or a smaller --tile-overlap for smaller tiles"
     if isinstance(error, ClipError):
         return str(error)
     if isinstance(error, (ValueError, OSError)):
         return f"{job.clip.path}: {error}"
     raise error
-
-
-def _out_of_memory(error: Exception) -> bool:
-    # The CPU's allocator raises a plain RuntimeError.
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error)
 
 
 def _kept(job: Job, progress: _Progress) -> str:
@@ -168,21 +207,22 @@ def _kept(job: Job, progress: _Progress) -> str:
     return f"; the {progress.written} finished frames stay in {job.target}"
 
 
-def _dry_run(jobs: list[Job], net: VideoNet, args: argparse.Namespace, device: str) -> int:
+def _dry_run(jobs: list[Job], net: VideoNet, args: argparse.Namespace, device: str, budget: _Budget | None) -> int:
     """Say what would be done; 2 if some of it could not."""
     parameters = sum(parameter.numel() for parameter in net.parameters())
     print(f"model    {args.model} ({type(net).__name__}, {parameters:,} parameters, {_factors(net)})")
     print(f"device   {device}")
-    tiles = f"tiles of {args.tile} pixels, {args.tile_overlap} shared" if args.tile else "whole frames"
-    print(f"windows  {args.window} frames, {args.temporal_overlap} shared; {tiles}")
+    if budget is None:
+        tiles = f"tiles of {args.tile} pixels, {args.tile_overlap} shared" if args.tile else "whole frames"
+        print(f"windows  {args.window or _WINDOWS[0]} frames, {args.temporal_overlap} shared; {tiles}")
     if args.explain:
         print(f"explain  the first window of each clip, in {args.explain}")
     failures = 0
     for job in jobs:
         try:
-            print(_described(job, net))
-        except ClipError as error:
-            _complain(f"error: {error}")
+            print(_described(job, net) + (f"; {budget.cut(job)}" if budget else ""))
+        except ValueError as error:
+            _complain(f"error: {_reason(error, job)}")
             failures += 1
     return 2 if failures else 0
 
@@ -245,97 +285,6 @@ def _output(args: argparse.Namespace) -> Output:
         audio=not args.no_audio,
         stretch_audio=args.stretch_audio,
     )
-
-
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without the usage."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}; python -m restore --help lists all flags")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="python -m restore",
-        usage="%(prog)s INPUT -o OUTPUT [flags]",
-        description="Restore a video file, a folder of frames, or a folder of these.",
-        epilog="Frames in a folder keep their names (inserted: 0004_5 after 0004). A video keeps duration and audio.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("positional", nargs="?", type=Path, metavar="INPUT", help="video, folder of frames or of clips")
-    parser.add_argument("-i", "--input", type=Path, metavar="INPUT", help="the same as a flag")
-    parser.add_argument("-o", "--output", type=Path, help="folder for frames, or a video such as out.mp4")
-    parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
-    parser.add_argument("--dry-run", action="store_true", help="check everything, say what would be done, and stop")
-    parser.add_argument("--list-models", action="store_true", help="list the models that ship, and stop")
-    parser.add_argument(
-        "--explain", type=Path, metavar="DIR", help="pictures of what the network sees in each clip's first window"
-    )
-    parser.add_argument("--no-progress", action="store_true", help="a line a clip instead of a bar")
-    _add_network_flags(parser.add_argument_group("network"))
-    _add_frame_flags(parser.add_argument_group("frames"))
-    _add_video_flags(parser.add_argument_group("video"))
-    return parser
-
-
-def _add_network_flags(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "-m", "--model", "--weights", default=DEFAULT_MODEL, help="name of a shipped model or file (%(default)s)"
-    )
-    group.add_argument("--slowmo", type=_positive, metavar="{1,2}", help="frames out per frame in (all it can)")
-    group.add_argument("-t", "--tile", type=_natural, default=0, help="side of tiles in input pixels; 0: whole frames")
-    group.add_argument("--tile-overlap", type=_natural, default=16, help="pixels that tiles share (%(default)s)")
-    group.add_argument("--window", type=_positive, default=4, help="input frames at once (%(default)s)")
-    group.add_argument("--temporal-overlap", type=_natural, default=1, help="frames windows share (%(default)s)")
-    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:0, mps (%(default)s)")
-    precision = group.add_mutually_exclusive_group()
-    precision.add_argument("--precision", choices=("auto", *PRECISIONS), default="auto", help="(%(default)s)")
-    precision.add_argument("--half", dest="precision", action="store_const", const="fp16", help="--precision fp16")
-    precision.add_argument("--fp32", dest="precision", action="store_const", const="fp32", help="--precision fp32")
-
-
-def _add_frame_flags(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--start", type=_natural, default=0, help="first frame to restore, counted from 0")
-    group.add_argument("--frames", type=_positive, help="how many to restore (all)")
-    group.add_argument(
-        "--suffix",
-        type=lambda text: text.removeprefix(".").lower(),
-        choices=_SUFFIXES,
-        help="format of the files in the output folder: images (png), or a video for each clip",
-    )
-    group.add_argument("--bits", type=int, choices=(8, 16), help="bits a channel, 16 for png and tif (8)")
-
-
-def _add_video_flags(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--fps", type=_rate, help="frame rate, e.g. 25 or 30000/1001 (the input's times --slowmo)")
-    group.add_argument("--codec", help="encoder of FFmpeg (libx264; libvpx-vp9 in webm)")
-    group.add_argument("--crf", type=_natural, help="quality, 0 is the best (18)")
-    group.add_argument("--preset", help="the encoder's preset, e.g. slow")
-    group.add_argument("--pix-fmt", help="e.g. yuv420p10le (yuv420p)")
-    group.add_argument("--no-audio", action="store_true", help="leave the audio out")
-    group.add_argument("--stretch-audio", action="store_true", help="fit the audio to a duration changed by --fps")
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
-    return int(text)
-
-
-def _natural(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 on")
-    return int(text)
-
-
-def _rate(text: str) -> Fraction:
-    try:
-        rate = Fraction(text)
-    except (ValueError, ZeroDivisionError):
-        rate = Fraction(0)
-    if rate <= 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no frame rate such as 25, 23.976 or 30000/1001")
-    return rate
 
 
 def _complain(message: str) -> None:

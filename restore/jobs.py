@@ -24,12 +24,14 @@ from typing import Any
 
 from torch import Tensor
 
+from restore.buffering import write_behind
 from restore.frames import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Clip, ClipError, natural_key, open_clips
 from restore.writers import FrameFolderWriter, VideoWriter
 
 log = logging.getLogger(__name__)
 
 DEFAULT_FPS = Fraction(25)  # of folders, and of videos that do not say
+WRITERS = min(4, os.cpu_count() or 1)  # threads that write images: much of their time they wait for the disk
 _SAME_DURATION = Fraction(1, 100_000)  # 23.976 for 24000/1001: 36 ms in an hour
 
 
@@ -104,9 +106,13 @@ class Job:
         return [name for first, rest in zip(written, between, strict=True) for name in (first, *rest)][:count]
 
     @contextmanager
-    def sink(self) -> Iterator[Callable[[Tensor], None]]:
-        """Open the target; what is yielded writes the next frame. A folder made for nothing is removed again."""
-        with _tidy(self.target), self._video() if self.is_video else self._folder() as write:
+    def sink(self, behind: int = 1, written: Callable[[], object] = lambda: None) -> Iterator[Callable[[Tensor], None]]:
+        """Open the target; what is yielded has the next frame written by other threads, at most `behind` at a time.
+
+        After each frame a thread calls `written`. After an exception images are still finished; a video is given up,
+        and a folder made for nothing is removed again.
+        """
+        with _tidy(self.target), (self._video if self.is_video else self._folder)(behind, written) as write:
             yield write
 
     def check(self) -> None:
@@ -131,7 +137,7 @@ class Job:
             log.warning("%s: its audio, if any, is left out: %s", self.clip.path, why)
 
     @contextmanager
-    def _video(self) -> Iterator[Callable[[Tensor], None]]:
+    def _video(self, behind: int, written: Callable[[], object]) -> Iterator[Callable[[Tensor], None]]:
         last: Tensor | None = None
         with self._video_writer() as writer:
 
@@ -139,24 +145,27 @@ class Job:
                 nonlocal last
                 last = frame
                 writer.write(frame)
+                written()
 
-            yield write
+            with write_behind(write, behind, finish=False) as put:
+                yield put
             if last is not None:
                 for _ in range(self.slowmo - 1):  # nothing comes after the last frame: it stays for its whole time
                     writer.write(last)
 
     @contextmanager
-    def _folder(self) -> Iterator[Callable[[Tensor], None]]:
+    def _folder(self, behind: int, written: Callable[[], object]) -> Iterator[Callable[[Tensor], None]]:
         names = self._names()
         with self._folder_writer() as writer:
             older = {file.name for file in self.target.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES}
 
-            def write(frame: Tensor) -> None:
-                name = next(names)
+            def write(name: str, frame: Tensor) -> None:
                 writer.write(name, frame)
                 older.discard(name + writer.suffix)
+                written()
 
-            yield write
+            with write_behind(write, behind, threads=WRITERS) as put:
+                yield lambda frame: put(next(names), frame)
         if older:
             log.warning("%s: %d older images, e.g. %s, remain among the new", self.target, len(older), min(older))
 

@@ -1,10 +1,11 @@
-"""What the process does with memory: peak use, and keeping freed pages for the next step."""
+"""What the process does with memory: peak use, keeping or giving back freed pages, a limit, running out of it."""
 
 import ctypes
 import re
 import resource
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -44,12 +45,43 @@ def peak_during_mb(work: Callable[[], object]) -> int | None:
         torch.cuda.reset_peak_memory_stats()
         work()
         return torch.cuda.max_memory_allocated() >> 20
+    give_back_memory(torch.device("cpu"))
     try:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
-    except (OSError, AttributeError):
+    except OSError:
         work()
         return None
     work()
     status = Path("/proc/self/status").read_text()
     return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) >> 10  # type: ignore[index]
+
+
+def resident_bytes() -> int:
+    """Memory that the process holds now; ValueError where the system does not tell (it does on Linux)."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        raise ValueError("this system does not tell how much memory a process holds") from None
+    return pages * resource.getpagesize()
+
+
+def give_back_memory(device: torch.device) -> None:
+    """Return freed memory that PyTorch (on a GPU) or glibc keep, as far as they can."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif sys.platform.startswith("linux"):
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def limit_memory(device: torch.device, count: int) -> None:
+    """Make a GPU's allocator raise torch.OutOfMemoryError beyond ``count`` bytes; a CPU knows no such limit."""
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(count / total, 1.0), device)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there is no memory left, on a GPU or a CPU."""
+    # The CPU's allocator raises a plain RuntimeError.
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error)

@@ -4,11 +4,12 @@
 
 In time, a network sees `window` frames, and neighbouring windows share some. In space, it sees a frame padded to sizes
 that it takes, or tiles of that which overlap and are blended. Memory depends on window, tile and frame size, never on
-the length of the clip.
+the length of the clip; where it runs out, tiles are halved and the work goes on.
 
 A frame is float32 RGB, (3, h, w), in [0, 1]. Letters in shapes: T frames in, U frames out, h w sizes in, H W sizes out.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
@@ -19,6 +20,9 @@ from torch.nn import functional
 
 from archs import VideoNet
 from restore.device import autocast, check_precision
+from restore.memory import give_back_memory, out_of_memory
+
+log = logging.getLogger(__name__)
 
 PADDINGS = ("reflect", "zero")
 
@@ -41,10 +45,12 @@ def restore_clip(
     `window` input frames go through `net` (in eval mode) at once, and neighbouring windows share `temporal_overlap`. Of
     one shared frame the first result stays, as in the published evaluation; several are cross-faded linearly. The last
     window moves back to end with the clip; results already given stay. `slowmo=1` leaves out the frames between the
-    inputs. With `device`, the network is moved there first. The rest is as in `restore_window`.
+    inputs. With `device`, the network is moved there first. The rest is as in `restore_window`. Where memory runs out,
+    the tiles are halved from there on, with a warning, and the window is restored anew.
 
-    ValueError at once for arguments that do not fit each other or the network; ValueError while iterating for a clip
-    shorter than `net.min_frames`. At most `window` frames are taken beyond those whose results have been given.
+    ValueError at once for arguments that do not fit each other or the network. While iterating: ValueError for a clip
+    shorter than `net.min_frames`, MemoryError where `least_tile` is too large. At most `window` frames are taken beyond
+    those whose results have been given.
     """
     factor = net.time_scale if slowmo is None else slowmo
     _check_time(net, window, temporal_overlap, factor)
@@ -53,8 +59,18 @@ def restore_clip(
         net = net.to(device)
 
     def restore(clip: Tensor) -> Tensor:
-        restored = restore_window(net, clip, tile=tile, tile_overlap=tile_overlap, padding=padding, precision=precision)
-        return restored[:: net.time_scale // factor].clamp(0, 1).cpu()
+        nonlocal tile
+        while True:
+            try:
+                restored = restore_window(
+                    net, clip, tile=tile, tile_overlap=tile_overlap, padding=padding, precision=precision
+                )
+                return restored[:: net.time_scale // factor].clamp_(0, 1).cpu()
+            except (MemoryError, RuntimeError) as error:
+                if not out_of_memory(error):
+                    raise
+                tile = _halved(net, clip, tile, tile_overlap, error)
+            give_back_memory(_device(net, clip))  # out of the handler, whose traceback holds tensors
 
     windows = _windows(frames, window, temporal_overlap, net.min_frames)
     return _joined(windows, restore, factor=factor, overlap=temporal_overlap)
@@ -80,7 +96,7 @@ def restore_window(
     _check_space(net, tile, tile_overlap, padding, precision)
     padded, crop = pad_to(frames, net.multiple_of, padding)
     height, width = padded.shape[-2:]
-    side = max(height, width) if tile is None else _round_up(tile, net.multiple_of)
+    side = max(height, width) if tile is None else round_up(tile, net.multiple_of)
     rows, columns = spans(height, side, tile_overlap), spans(width, side, tile_overlap)
     # Made outside inference mode, so that whoever gets it may do with it what they like.
     restored = padded.new_zeros(
@@ -93,6 +109,11 @@ def restore_window(
             area = restored[..., top * net.scale : bottom * net.scale, left * net.scale : right * net.scale]
             area.addcmul_(part, weight)  # no copy in between: these are the largest tensors there are
     return crop(restored, net.scale)
+
+
+def least_tile(net: VideoNet, tile_overlap: int) -> int:
+    """Side of the smallest tile, in pixels, that is cut by itself: 32 or more, and at most half of it shared."""
+    return round_up(max(32, 2 * tile_overlap), net.multiple_of)
 
 
 def spans(length: int, size: int, overlap: int) -> list[tuple[int, int]]:
@@ -135,6 +156,11 @@ def pad_to(
     return padded, crop
 
 
+def round_up(size: int, multiple: int) -> int:
+    """The next multiple from `size` on."""
+    return -(-size // multiple) * multiple
+
+
 def _joined(
     windows: Iterable[tuple[int, Tensor]], restore: Callable[[Tensor], Tensor], *, factor: int, overlap: int
 ) -> Iterator[Tensor]:
@@ -146,12 +172,13 @@ def _joined(
         results = restore(clip)  # (U, 3, H, W)
         end = start * factor + len(results)
         results = results[known - start * factor - (shared if known else 0) :]
-        if held is not None and shared:
+        if held is not None:
             results[:shared] = _cross_fade(held, results[:shared])
         known = end
         ready = max(len(results) - shared, 0)
+        held = results[ready:].clone() if shared else None  # a view would keep all results of the window
         yield from results[:ready]
-        held = results[ready:]
+        del results  # not to be held while the next window is restored
     if held is not None:
         yield from held
 
@@ -176,9 +203,25 @@ def _windows(frames: Iterable[Tensor], size: int, overlap: int, least: int) -> I
         yield start, torch.stack(clip)
 
 
-def _call(net: VideoNet, clip: Float[Tensor, "t 3 h w"], precision: str) -> Float[Tensor, "u 3 H W"]:
+def _halved(net: VideoNet, clip: Float[Tensor, "t 3 h w"], tile: int | None, overlap: int, error: Exception) -> int:
+    """The side of the next smaller tiles after `error`; MemoryError if there are none."""
+    frames, height, width = len(clip), *clip.shape[-2:]
+    side = round_up(min(max(height, width), tile or max(height, width)), net.multiple_of)
+    least = least_tile(net, overlap)
+    if side <= least:
+        raise MemoryError(f"out of memory even with tiles of {side} pixels, {frames} frames at once") from error
+    smaller = max(round_up(-(-side // 2), net.multiple_of), least)
+    log.warning("out of memory with tiles of %d pixels, %d frames at once: going on with %d", side, frames, smaller)
+    return smaller
+
+
+def _device(net: VideoNet, clip: Tensor) -> torch.device:
     parameter = next(net.parameters(), None)
-    device = clip.device if parameter is None else parameter.device
+    return clip.device if parameter is None else parameter.device
+
+
+def _call(net: VideoNet, clip: Float[Tensor, "t 3 h w"], precision: str) -> Float[Tensor, "u 3 H W"]:
+    device = _device(net, clip)
     with torch.inference_mode(), autocast(device, precision):
         return net(clip.to(device)[None])[0].float()
 
@@ -198,10 +241,6 @@ def _feathers(parts: list[tuple[int, int]], overlap: int, scale: int) -> list[Te
         total[start * scale : stop * scale] += weight
         weights.append(weight)
     return [weight / total[start * scale : stop * scale] for (start, stop), weight in zip(parts, weights, strict=True)]
-
-
-def _round_up(size: int, multiple: int) -> int:
-    return -(-size // multiple) * multiple
 
 
 def _check_time(net: VideoNet, window: int, overlap: int, factor: int) -> None:
@@ -225,7 +264,7 @@ def _check_space(net: VideoNet, tile: int | None, overlap: int, padding: str, pr
         return
     if tile < 1:
         raise ValueError(f"tile={tile} is no size in pixels; None is for whole frames")
-    side = _round_up(tile, net.multiple_of)
+    side = round_up(tile, net.multiple_of)
     if not 0 <= overlap < side:
         raise ValueError(f"tile_overlap={overlap} does not fit: with tiles of {side} pixels it is 0 to {side - 1}")
 

@@ -62,8 +62,8 @@ def write_image(path: str | Path, frame: Tensor, bits: int = 8) -> None:
     """
     path = Path(path)
     suffix = _image_suffix(path, path.suffix, bits)
-    pixels = _quantised(frame, 2**bits - 1)[..., ::-1]
-    done, data = cv2.imencode(suffix, np.ascontiguousarray(pixels), _IMAGE_OPTIONS.get(suffix, []))
+    pixels = cv2.cvtColor(_quantised(frame, 2**bits - 1), cv2.COLOR_RGB2BGR)
+    done, data = cv2.imencode(suffix, pixels, _IMAGE_OPTIONS.get(suffix, []))
     if not done:
         raise ClipError(f"{path}: {frame.shape[2]}x{frame.shape[1]} cannot be encoded as {suffix}: use .png")
     with _published(path) as temporary, _blaming(path, "see that the disk has room"):
@@ -242,10 +242,10 @@ def _quantised(frame: Tensor, white: int) -> np.ndarray:
     """Frame (3, H, W) -> integer RGB (H, W, 3), 1.0 -> `white`; uint8 up to 255, else uint16."""
     if frame.ndim != 3 or frame.shape[0] != 3 or not frame.is_floating_point():
         raise ValueError(f"a frame is a float tensor of shape (3, H, W), not {frame.dtype} {tuple(frame.shape)}")
-    if not torch.isfinite(frame).all():
+    if not all(torch.isfinite(level) for level in frame.aminmax()):  # nan propagates
         raise ValueError("the frame holds nan or infinite values: what made it is broken, or its precision too low")
-    levels = frame.detach().float().clamp(0, 1).mul(white).round().permute(1, 2, 0).cpu().numpy()
-    return np.ascontiguousarray(levels, dtype=np.uint8 if white <= 255 else np.uint16)
+    levels = frame.detach().float().clamp(0, 1).mul_(white).round_().cpu().numpy()
+    return cv2.merge(list(levels.astype(np.uint8 if white <= 255 else np.uint16)))  # interleaves quicker than NumPy
 
 
 def _image_suffix(path: Path, suffix: str, bits: int) -> str:

@@ -236,6 +236,7 @@ BAD = {
     "unknown flag": (lambda t: ["in", "-o", "out", "--tle", 3], "--tle.*--help"),
     "no number": (lambda t: ["in", "-o", "out", "--tile", "big"], "--tile: 'big'"),
     "slowmo": (lambda t: ["in", "-o", "out", "--slowmo", 3], "--slowmo 3 .*1 or 2"),
+    "no memory": (lambda t: ["in", "-o", "out", "--max-memory", "lots"], "--max-memory: 'lots' is no size .* 4G"),
     "window": (lambda t: ["in", "-o", "out", "--window", 1], "--window 1, .* at least 2"),
     "overlap in time": (lambda t: ["in", "-o", "out", "--temporal-overlap", 0], "--temporal-overlap 0 .* 1 to 3"),
     "overlap in space": (lambda t: ["in", "-o", "out", "-t", 16, "--tile-overlap", 16], "--tile-overlap 16 .* 0 to 15"),
@@ -347,10 +348,34 @@ def test_interruption(run, tmp_path, monkeypatch):
     assert names(tmp_path) == ["in", "out"]
 
 
-@pytest.mark.parametrize(
-    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: x")]
-)
-def test_out_of_memory_suggests_tiles(run, tmp_path, monkeypatch, error):
+OUT_OF_MEMORY = [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: x")]
+
+
+def test_out_of_memory_halves_the_tiles(run, tmp_path, monkeypatch):
+    folder(tmp_path / "in", 2, height=34, width=40)
+    assert run("in", "-o", "small", "--tile", 32)[0] == 0
+    call = STDAN.forward
+
+    def forward(net, clip):
+        if max(clip.shape[-2:]) > 32:
+            raise OUT_OF_MEMORY[0]
+        return call(net, clip)
+
+    monkeypatch.setattr(STDAN, "forward", forward)
+    code, _, err = run("in", "-o", "out")
+    assert (code, err) == (
+        0, ["restore: warning: out of memory with tiles of 40 pixels, 2 frames at once: going on with 32"]
+    )  # fmt: skip
+    assert tree(tmp_path / "out") == tree(tmp_path / "small")
+    code, _, err = run("in", "-o", "none", "--tile-overlap", 24)
+    assert (code, len(err)) == (2, 1)
+    assert err[0].startswith("restore: error: in: out of memory even with tiles of 40 pixels, 2 frames at once: use a")
+    assert "smaller --window, or a smaller --tile-overlap" in err[0]
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("error", [*OUT_OF_MEMORY, MemoryError()])
+def test_out_of_memory_elsewhere(run, tmp_path, monkeypatch, error):
     folder(tmp_path / "in")
 
     def exhausted(net, frames, **settings):
@@ -360,9 +385,41 @@ def test_out_of_memory_suggests_tiles(run, tmp_path, monkeypatch, error):
     monkeypatch.setattr(cli, "restore_clip", exhausted)
     code, _, err = run("in", "-o", "out")
     assert (code, len(err)) == (2, 1)
-    assert "in: out of memory: use --tile 256" in err[0]
-    assert "--tile 128," in run("in", "-o", "out", "-t", 256)[2][0]
+    assert "in: out of memory: use a smaller --window" in err[0]
     assert names(tmp_path) == ["in"]
+
+
+def test_a_budget_of_memory(run, tmp_path):
+    folder(tmp_path / "in")
+    code, out, err = run("in", "-o", "out", "--max-memory", "64G", "--dry-run")
+    assert (code, err) == (0, [])
+    assert "in: 3 frames 18x12 -> 5 frames 72x48 in out; 4 frames at once, whole frames, about " in out
+    code, out, err = run("in", "-o", "out", "--max-memory", "64G", "--window", 3, "--tile", 16, "--tile-overlap", 8)
+    assert (code, err) == (0, [])
+    assert out.startswith("in: 3 frames at once, tiles of 16 pixels, about ")
+    assert run("in", "-o", "same", "--window", 3, "--tile", 16, "--tile-overlap", 8)[0] == 0
+    assert tree(tmp_path / "out") == tree(tmp_path / "same")
+    code, out, err = run("in", "-o", "none", "--max-memory", "60M")
+    assert (code, out, len(err)) == (2, "", 1)
+    assert re.search(r"in: 60M of memory is too little for frames of 18x12: at least \d.* is needed; nothing", err[0])
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_full_disk(run, tmp_path, monkeypatch):
+    """What writers raise in their threads ends the command as if it had been raised here."""
+    folder(tmp_path / "in", 8)
+    write = FrameFolderWriter.write
+
+    def full(writer, name, frame):
+        if name >= "00000006":
+            raise ClipError(f"{writer.folder}: cannot be written (No space left on device)")
+        write(writer, name, frame)
+
+    monkeypatch.setattr(FrameFolderWriter, "write", full)
+    code, _, err = run("in", "-o", "out")
+    assert (code, len(err)) == (2, 1)
+    assert err[0].endswith("No space left on device); the 4 finished frames stay in out")
+    assert names(tmp_path / "out") == ["00000004.png", "00000004_5.png", "00000005.png", "00000005_5.png"]
 
 
 def test_bugs_are_not_hidden(run, tmp_path, monkeypatch):

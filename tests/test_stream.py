@@ -6,6 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.testing import assert_close
 
 from archs import STDAN, VideoNet
@@ -224,6 +225,70 @@ def test_clips_that_are_too_short():
         spans(9, 4, 4)
     with pytest.raises(ValueError, match="padding='edge'"):
         pad_to(noise(1), 8, "edge")
+
+
+class Exhausted(Pointwise):
+    """Has no memory for tiles of more than so many pixels."""
+
+    def __init__(self, most: int, error: Exception) -> None:
+        super().__init__()
+        self.most, self.error, self.sides = most, error, []
+
+    def forward(self, clip: Tensor) -> Tensor:
+        self.sides.append(max(clip.shape[-2:]))
+        if self.sides[-1] > self.most:
+            raise self.error
+        return super().forward(clip)
+
+
+NO_MEMORY = {
+    "cuda": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    "cpu": RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    "python": MemoryError(),
+}
+
+
+@pytest.mark.parametrize("error", NO_MEMORY.values(), ids=NO_MEMORY)
+def test_out_of_memory_halves_the_tiles_and_goes_on(error, caplog):
+    clip, net = noise(9, 90, 61), Exhausted(40, error)
+    frames = list(restore_clip(net, clip, window=3, temporal_overlap=0, tile_overlap=8))
+    assert_close(torch.stack(frames), restore_window(Pointwise(), clip))
+    assert net.sides[:3] == [92, 48, 32]  # from whole frames on, and no further back for the windows after
+    assert set(net.sides[3:]) == {32}
+    assert [record.getMessage() for record in caplog.records] == [
+        "out of memory with tiles of 92 pixels, 3 frames at once: going on with 48",
+        "out of memory with tiles of 48 pixels, 3 frames at once: going on with 32",
+    ]
+
+
+def test_out_of_memory_with_the_smallest_tiles():
+    clip = noise(3, 60, 70)
+    with pytest.raises(MemoryError, match="even with tiles of 32 pixels, 3 frames at once") as caught:
+        list(restore_clip(Exhausted(31, NO_MEMORY["cuda"]), clip, window=3, tile=50))
+    assert caught.value.__cause__ is NO_MEMORY["cuda"]
+    with pytest.raises(MemoryError, match="tiles of 48 pixels"):  # of which at most half is shared
+        list(restore_clip(Exhausted(40, NO_MEMORY["cpu"]), clip, window=3, tile_overlap=24))
+    with pytest.raises(MemoryError, match="tiles of 8 pixels"):
+        list(restore_clip(Exhausted(4, NO_MEMORY["cpu"]), noise(3)))
+    with pytest.raises(RuntimeError, match="shapes"):
+        list(restore_clip(Exhausted(4, RuntimeError("shapes")), clip))
+
+
+def test_one_window_of_results_is_held_at_a_time():
+    """While a window is restored, nothing that was given before is in memory."""
+    given: list[StorageWeakRef] = []
+
+    class Watched(CallNumber):
+        def forward(self, clip: Tensor) -> Tensor:
+            assert all(storage.expired() for storage in given)
+            return super().forward(clip)
+
+    for overlap in (0, 1, 3):
+        frames = restore_clip(Watched(), noise(20), window=5, temporal_overlap=overlap)
+        for frame in frames:
+            given.append(StorageWeakRef(frame.untyped_storage()))
+            del frame
+    assert len(given) == 60
 
 
 def test_precision():
