@@ -92,7 +92,7 @@ def test_memory_keeps_to_a_budget_and_does_not_grow_with_the_length(tmp_path):
 
 def test_interruption_is_prompt_and_leaves_nothing_half_written(tmp_path):
     frames(tmp_path / "in", 60, 64, 96)
-    process = start(tmp_path, "in -o out", seconds=0.1)
+    process = start(tmp_path, "in -o out", seconds=0.5)
     while process.poll() is None and len(list(tmp_path.glob("out/*.png"))) < 2:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
