@@ -4,8 +4,8 @@ Septuplets of neighbouring frames as sequences/00001/0001/im1.png .. im7.png, on
 sep_trainlist.txt: what options files for Vimeo-90K read, where the real set (82 GB) is not at hand. Frames keep their
 size, which the real set's 448x256 is not.
 
-    python -m bench.vimeo_tree ../shared/data/train /tmp/vimeo90k
-    python train.py -opt options/stdan_freq.yml --set datasets.train.dataroot_gt=/tmp/vimeo90k
+    python -m bench.vimeo_tree CLIPS datasets/vimeo90k
+    python train.py -opt options/stdan_freq.yml 
 """
 
 import argparse
