@@ -5,7 +5,7 @@ sep_trainlist.txt: what options files for Vimeo-90K read, where the real set (82
 size, which the real set's 448x256 is not.
 
     python -m bench.vimeo_tree CLIPS datasets/vimeo90k
-    python train.py -opt options/stdan_freq.yml 
+    python train.py -opt options/stdan_freq.yml
 """
 
 import argparse

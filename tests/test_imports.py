@@ -12,8 +12,8 @@ from tiny import ROOT, run_python
 
 # modules of restore that import no other one
 LEAVES = {
-    "checkpoint", "degrade", "device", "distributed", "log", "memory", "metrics", "report_record", "schema",
-    "video",
+    "checkpoint", "degrade", "device", "distributed", "log", "memory", "metrics", "real_graph", "report_record",
+    "schema", "video",
 }  # fmt: skip
 # modules near the top -> the modules of restore that may import them
 ONLY_FOR = {
@@ -33,6 +33,8 @@ ONLY_FOR = {
     "budget": {"flags", "__main__"},
     "flags": {"__main__"},
     "seams": set(),
+    "export": set(),
+    "real_graph": {"export"},
     "jobs": {"demo", "__main__"},
     "privileged_training": {"run", "training"},
     "explain": {"__main__"},
@@ -48,7 +50,10 @@ TOOLKIT_NEEDS = {
     "numpy", "av", "cv2", "skimage", "safetensors", "yaml", "tqdm",
 }  # fmt: skip
 # imported where they are used
-OPTIONAL = {"torchvision", "lpips", "basicsr", "mmcv", "tensorboard", "wandb", "lmdb", "pyiqa"}
+OPTIONAL = {
+    "torchvision", "lpips", "basicsr", "mmcv", "tensorboard", "wandb", "lmdb", "pyiqa", "onnx", "onnxscript",
+    "onnxruntime",
+}  # fmt: skip
 
 NETWORKS = sorted((ROOT / "archs").rglob("*.py"))
 TOOLKIT = sorted((ROOT / "restore").rglob("*.py"))
