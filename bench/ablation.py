@@ -30,6 +30,8 @@ from typing import Any
 
 import yaml
 
+from restore.device import resolve_precision
+
 ROOT = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("RESTORE_SHARED", ROOT.parent / "shared"))
 HELD_OUT = ["parkour", "kite-surf", "02_cups"]
@@ -117,6 +119,7 @@ def _has_numbers(network: Mapping[str, Any]) -> bool:
 
 def small_options(row: str, setting: str, seed: int, iterations: int, start: Path | None) -> dict[str, Any]:
     """Options of one small run: from the weights in ``start``, or the training of such weights."""
+    precision = resolve_precision("auto", "cpu")
     shown = SETTINGS[setting]
     network = {
         "type": "stdan_freq", **OFF, **NETWORKS[row],
@@ -149,22 +152,24 @@ def small_options(row: str, setting: str, seed: int, iterations: int, start: Pat
             "total_iter": iterations,
             "optim_g": {"type": "Adam", "lr": rate},
             "scheduler": {"type": "CosineAnnealingRestartLR", "periods": [iterations], "eta_min": last},
-            "warmup_iter": 20, "ema_decay": 0.99, "grad_clip": 1.0, "precision": "bf16",
+            "warmup_iter": 20, "ema_decay": 0.99, "grad_clip": 1.0, "precision": precision,
             "param_groups": [numbers] if _has_numbers(network) else [],
             "pixel_opt": {"type": "CharbonnierLoss"},
         },
-        "val": {"val_freq": iterations, "precision": "bf16"},
+        "val": {"val_freq": iterations, "precision": precision},
         "logger": {"print_freq": 50, "save_checkpoint_freq": 100},
     }  # fmt: skip
 
 
-def run(out: Path, jobs: int, seeds: int, iterations: int, start_iterations: int) -> None:
+def run(
+    out: Path, jobs: int, seeds: int, iterations: int, start_iterations: int, settings: list[str], names: list[str]
+) -> None:
     """Every small run that has not finished yet, seed by seed, ``jobs`` at a time; before them what they start from."""
     out.mkdir(parents=True, exist_ok=True)
     weights = f"models/net_g_{start_iterations}.safetensors"
-    starts = {setting: out / f"start-{setting}" / weights for setting in SETTINGS}
-    first = [small_options("A0", setting, 0, start_iterations, None) for setting in SETTINGS]
-    rows = [(seed, setting, row) for seed in range(seeds) for setting in SETTINGS for row in ROWS]
+    starts = {setting: out / f"start-{setting}" / weights for setting in settings}
+    first = [small_options("A0", setting, 0, start_iterations, None) for setting in settings]
+    rows = [(seed, setting, row) for seed in range(seeds) for setting in settings for row in names]
     then = [small_options(row, setting, seed, iterations, starts[setting]) for seed, setting, row in rows]
     with ThreadPoolExecutor(jobs) as pool:
         for batch in (first, then):
@@ -217,6 +222,8 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="write options/ablation/*.yml")
     parser.add_argument("--run", type=Path, metavar="OUT", help="do the small runs in this folder")
     parser.add_argument("--table", type=Path, metavar="OUT", help="print what the small runs in this folder gave")
+    parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
+    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(NETWORKS))
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--iterations", type=int, default=400)
@@ -231,7 +238,10 @@ def main() -> None:
             text = head + yaml.safe_dump(options, sort_keys=False)
             (folder / f"{name}.yml").write_text(text, encoding="utf-8")
     if arguments.run:
-        run(arguments.run, arguments.jobs, arguments.seeds, arguments.iterations, arguments.start_iterations)
+        run(
+            arguments.run, arguments.jobs, arguments.seeds, arguments.iterations, arguments.start_iterations,
+            arguments.settings, arguments.rows,
+        )  # fmt: skip
     if arguments.table:
         print(table(arguments.table))
 
