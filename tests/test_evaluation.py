@@ -152,7 +152,9 @@ def test_sizes_are_cut_to_the_scale():
 
 def test_baselines():
     lq = sample_clip(3, 16, 16)
-    assert baseline(Protocol(scale=1, time_scale=1, window=3)).name == "input"
+    deblurring = Protocol(scale=1, time_scale=1, window=3)
+    assert baseline(deblurring).name == "unchanged"
+    check_methods("deblur", deblurring, [baseline(deblurring)])  # no name of what is saved beside results
     assert torch.equal(bicubic_average(lq, 1, 1), lq)
     assert baseline(Protocol(time_scale=1)).name == "bicubic"
     thirds = bicubic_average(lq, 1, 3)
