@@ -25,7 +25,7 @@ from archs.layers.feature_interpolation import FeatureInterpolation
 from archs.layers.frequency_align import SpectrumGuidance
 from archs.layers.motion_distillation import MotionDistillation, motion_losses
 from archs.layers.motion_prior import MiddleMotion
-from archs.layers.multi_frequency import FrequencyEnhancement
+from archs.layers.multi_frequency import FrequencyEnhancement, PlainEnhancement
 from archs.layers.temporal import temporal_block
 from archs.stdan import STDAN
 
@@ -36,7 +36,8 @@ class STDANFreq(STDAN):
     """`STDAN` with up to nine components, each a keyword; the other keywords are STDAN's.
 
     - ``enhance`` (P1, P4): enhancement in space and frequency after the encoder and after the aggregation, with
-      "radial", "polar" or "global" filters ("global_bicubic": resized as GFNet does, for comparison); None: off.
+      "radial", "polar" or "global" filters; for comparison "global_bicubic", resized as GFNet does, and "plain", two
+      convolutions of the same size instead; None: off.
     - ``guide`` (P2): what the spectra of a pair tell the offsets of its alignment; ``guidance`` chooses how,
       and phase correlation works on windows of ``guidance_window`` pixels of the features' grid.
     - ``prior`` (P2): phase correlation as the place where that alignment starts.
@@ -64,7 +65,7 @@ class STDANFreq(STDAN):
     def __init__(
         self,
         *,
-        enhance: Literal["radial", "polar", "global", "global_bicubic"] | None = "radial",
+        enhance: Literal["radial", "polar", "global", "global_bicubic", "plain"] | None = "radial",
         guide: bool = True,
         guidance: Literal["filter", "surface", "fcvsr"] = "filter",
         guidance_window: int = 32,
@@ -83,8 +84,8 @@ class STDANFreq(STDAN):
     ) -> None:
         super().__init__(**others)
         channels = self.channels
-        self.enhance_encoded = FrequencyEnhancement(channels, filter=enhance) if enhance else None
-        self.enhance_gathered = FrequencyEnhancement(channels, filter=enhance) if enhance else None
+        self.enhance_encoded = _enhancement(enhance, channels)
+        self.enhance_gathered = _enhancement(enhance, channels)
         self.condition = CompressionCondition(channels) if dct_condition else None
         self.temporal = temporal_block(temporal, channels) if temporal else None
         if guide or prior:
@@ -135,6 +136,12 @@ class STDANFreq(STDAN):
     def auxiliary_losses(self) -> dict[str, Tensor]:
         """The gate's share of open channels, the distillation of motion: of what there is."""
         return {**motion_losses(self), **({} if self.condition is None else self.condition.auxiliary_losses())}
+
+
+def _enhancement(name: str | None, channels: int) -> nn.Module | None:
+    if name == "plain":
+        return PlainEnhancement(channels)
+    return FrequencyEnhancement(channels, filter=name) if name else None
 
 
 def _part(part: nn.Module | None, kind: type[Part], components: str, keyword: str) -> Part:

@@ -42,6 +42,7 @@ FULL = {"enhance": "radial", "guide": True, "prior": True, **P3}
 
 NETWORKS: dict[str, dict[str, Any]] = {  # row of the grid -> what is not off
     "A0": {},
+    "A0_plain": {"enhance": "plain"},  # the control: as many parameters in plain convolutions
     "A1": {"enhance": "radial"},
     "A2": {"guide": True},
     "A3": {"guide": True, "prior": True},
@@ -73,7 +74,7 @@ LOSSES: dict[str, dict[str, Any]] = {  # more than Charbonnier
 PRIVILEGED = {"A10_teacher": {"role": "teacher"}, "A10_student": {
     "role": "student", "teacher": "experiments/A10_teacher/models/teacher_600000.safetensors",
 }}  # fmt: skip
-ROWS = ("A0", "A3", "A7", "A6", "A1")  # of the small runs, the most telling first
+ROWS = ("A0", "A3", "A6", "A7", "A1", "A0_plain")  # of the small runs, the most telling first
 
 
 @dataclass(frozen=True)

@@ -140,6 +140,22 @@ class FrequencyEnhancement(nn.Module):
         return self.energy(self.spatial(x))
 
 
+class PlainEnhancement(nn.Module):
+    """x + two 3x3 convolutions through half the channels: the control, of about the size of a `FrequencyEnhancement`.
+
+    With 64 channels 36,960 parameters. What an enhancement in frequency gains must be more than what this does.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.narrow = conv3x3(channels, channels // 2)
+        self.widen = zero(conv3x3(channels // 2, channels))
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Same shape out."""
+        return x + self.widen(lrelu(self.narrow(x)))
+
+
 def _in_float32(conv: nn.Conv2d, x: Float[Tensor, "b c h w"]) -> Tensor:
     """A convolution of float32 by weights that may be of half precision."""
     return F.conv2d(x, conv.weight.float(), None if conv.bias is None else conv.bias.float())

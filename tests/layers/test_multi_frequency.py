@@ -13,6 +13,7 @@ from archs.layers.multi_frequency import (
     EnergyFrequencyEnhancement,
     FreqSpatialBlock,
     FrequencyEnhancement,
+    PlainEnhancement,
     SpatialFrequencyEnhancement,
     SpectralConv1x1,
 )
@@ -25,6 +26,7 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
     "radial": lambda: FrequencyEnhancement(CHANNELS),
     "polar": lambda: FrequencyEnhancement(CHANNELS, filter="polar"),
     "global": lambda: FrequencyEnhancement(CHANNELS, filter="global", grid=(16, 24)),
+    "plain": lambda: PlainEnhancement(CHANNELS),
 }
 SIZES = [(32, 32), (33, 47), (45, 79)]
 
@@ -242,6 +244,11 @@ def test_gains_follow_from_sharpness():
 @pytest.mark.parametrize(("filter", "count"), [("radial", 32_369), ("polar", 35_953), ("global", 101_489)])
 def test_parameters(filter, count):
     assert sum(p.numel() for p in FrequencyEnhancement(64, filter=filter).parameters()) == count
+
+
+def test_the_control_is_as_large():
+    count = sum(p.numel() for p in PlainEnhancement(64).parameters())
+    assert count == 36_960 and 32_369 <= count <= 1.15 * 32_369
 
 
 def test_bad_arguments():
