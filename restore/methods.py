@@ -46,7 +46,7 @@ class Method:
 
 
 def baseline(protocol: Protocol) -> Method:
-    """The trivial method of a protocol: MATLAB's bicubic in space, the mean of both neighbours in time; else the input."""
+    """The trivial method of a protocol: MATLAB's bicubic in space, the mean of two neighbours in time; or the input."""
     name = "bicubic" if protocol.scale > 1 else "unchanged"  # "input" is the folder of input images
     name += " + average" if protocol.time_scale > 1 else ""
     return Method(name, lambda lq, clip, window: bicubic_average(lq, protocol.scale, protocol.time_scale), name)
