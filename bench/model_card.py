@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Iterator
 
 from restore.checkpoint import shipped_models
-from restore.models import TASKS, Model, described
+from restore.models import TASKS, Model, default_model, described
 
 WIDTH = 120
 
@@ -17,7 +17,7 @@ def card(model: Model) -> str:
 
 def _lines(model: Model) -> Iterator[str]:
     info = model.info
-    default = " (the default)" if model.is_default else ""
+    default = " (the default)" if model.name == default_model(model.task) else ""
     yield from (f"# {model.name}", "", *_wrapped(f"{_sentence(info['summary'])}"), "")
     yield from ("```bash", f"python -m restore INPUT -o OUTPUT -m {model.name}", "```", "")
     yield from ("| | |", "|---|---|")

@@ -63,11 +63,6 @@ class Model:
     parameters: int
     info: Mapping[str, Any]  # licence, summary, data, scores ... as in the metadata
 
-    @property
-    def is_default(self) -> bool:
-        """Whether ``--task`` takes it."""
-        return default_model(self.task) == self.name
-
 
 def models(task: str | None = None) -> list[Model]:
     """The shipped networks, or those for one task, by name; `CheckpointError` for a file that is not as shipped."""
@@ -93,8 +88,8 @@ def default_model(task: str) -> str:
     """The shipped model that a task takes; ValueError, with the way to train one, where none ships."""
     names = shipped_for(task)
     if not names:
-        raise ValueError(f"--task {task}: {_fitting(task)}")
-    return DEFAULTS[task] if DEFAULTS.get(task) in names else names[0]
+        raise ValueError(f"task {task}: {_fitting(task)}")
+    return _default(task, names)
 
 
 def described_task(path: Path) -> str | None:
@@ -106,6 +101,10 @@ def derived_task(network: VideoNet) -> str:
     """What a network of this shape is for, as far as the shape tells: the first of `TASKS` with its factors."""
     factors = network.scale, network.time_scale
     return next((name for name, task in TASKS.items() if (task.scale, task.time_scale) == factors), "other")
+
+
+def _default(task: str, names: Sequence[str]) -> str:
+    return DEFAULTS[task] if DEFAULTS.get(task) in names else names[0]
 
 
 def _task_of(path: Path) -> str:
@@ -121,7 +120,7 @@ def load_for_task(
     Without either the default model. ValueError for weights of another task or scale, and where none ships.
     """
     if task is not None and task not in TASKS:
-        raise ValueError(f"--task {task}: unknown; there is {', '.join(TASKS)}")
+        raise ValueError(f"task {task}: unknown; there is {', '.join(TASKS)}")
     name = model or (default_model(task) if task else DEFAULT_MODEL)
     network = load_network(name, device=device)
     if task:
@@ -137,7 +136,7 @@ def check_task(task: str, name: str | os.PathLike[str], network: VideoNet) -> No
         return
     what = f"for {said}" if said not in (None, task) else described_factors(network)
     needed = "" if fits else f", {task} is {_factors(wanted.scale, wanted.time_scale)}"
-    raise ValueError(f"--task {task}: {name} is {what}{needed}; {_fitting(task)}")
+    raise ValueError(f"task {task}: {name} is {what}{needed}; {_fitting(task)}")
 
 
 def described_factors(network: VideoNet) -> str:
@@ -172,8 +171,10 @@ def listing(width: int = 100) -> tuple[str, list[str]]:
 def _table(found: Sequence[Model]) -> list[str]:
     rows = [("model", "task", "space", "time", "parameters", "size", "licence", "")]
     for model in found:
+        rivals = [other.name for other in found if other.task == model.task]
         size = f"{model.path.stat().st_size / 1e6:.1f} MB"
-        licence, default = str(model.info.get("licence", "not said")), "default" if model.is_default else ""
+        licence = str(model.info.get("licence", "not said"))
+        default = "default" if model.name == _default(model.task, rivals) else ""
         factors = f"x{model.scale}", f"x{model.time_scale}"
         rows.append((model.name, model.task, *factors, f"{model.parameters / 1e6:.2f} M", size, licence, default))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
