@@ -93,6 +93,7 @@ def deblur(folder: Path, name: str, network: VideoNet) -> None:
         _crops({f"blurred, frame {i}": blurred[i], f"restored by {name}": restored[i], "truth": truth[i]})
         for i in sorted(worst)
     ]
+    folder.mkdir(parents=True, exist_ok=True)
     write_image(folder / "deblurred.png", torch.cat(rows, dim=1))
     protocol = Protocol(scale=1, time_scale=1, color="rgb")
     print(figures({"blurred": blurred, name: restored}, truth, protocol))

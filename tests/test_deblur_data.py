@@ -125,7 +125,7 @@ def test_missing_frames_are_one_line_that_says_what_was_looked_for(tmp_path, kin
 
 def test_missing_frames_of_presets(tmp_path):
     write(tmp_path / "clip" / "sharp", SHARP)
-    with pytest.raises(ValueError, match="NAME one of blur, .*, test_GT_blurred, but clip/sharp; GoPro needs"):
+    with pytest.raises(ValueError, match=r"NAME one of blur, .*, test_GT_blurred, but clip/sharp; GoPro needs"):
         TEST_SETS["gopro"](dataroot_gt=str(tmp_path))
     tree(tmp_path, "train_sharp/{}", "train_blur/{}", "000")
     with pytest.raises(ValueError, match=r"no clip 011, 015, 020; there are 000"):
