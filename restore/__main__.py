@@ -21,13 +21,13 @@ from tqdm import tqdm
 from archs import VideoNet
 from restore.budget import Cut, MemoryModel, fit, writing_bytes
 from restore.buffering import read_ahead
-from restore.checkpoint import DEFAULT_MODEL, WEIGHTS, load_network, read_info, shipped_models
 from restore.device import pick_device, resolve_precision
 from restore.explain import explain
 from restore.explain_watch import Seen, watching
 from restore.flags import command_parser
 from restore.jobs import WRITERS, Job, Output, plan
 from restore.memory import keep_freed_memory, limit_memory, out_of_memory
+from restore.models import described_factors, listing, load_for_task
 from restore.stream import restore_clip
 from restore.video import ClipError
 
@@ -53,7 +53,7 @@ def _run(args: argparse.Namespace) -> int:
     device = pick_device(args.device)
     precision = resolve_precision(args.precision, device)
     keep_freed_memory()
-    net = load_network(args.model, device=device)
+    args.model, net = load_for_task(args.task, args.model, device=device)
     settings = {
         "window": args.window or _WINDOWS[0],
         "temporal_overlap": args.temporal_overlap,
@@ -210,7 +210,7 @@ def _kept(job: Job, progress: _Progress) -> str:
 def _dry_run(jobs: list[Job], net: VideoNet, args: argparse.Namespace, device: str, budget: _Budget | None) -> int:
     """Say what would be done; 2 if some of it could not."""
     parameters = sum(parameter.numel() for parameter in net.parameters())
-    print(f"model    {args.model} ({type(net).__name__}, {parameters:,} parameters, {_factors(net)})")
+    print(f"model    {args.model} ({type(net).__name__}, {parameters:,} parameters, {described_factors(net)})")
     print(f"device   {device}")
     if budget is None:
         tiles = f"tiles of {args.tile} pixels, {args.tile_overlap} shared" if args.tile else "whole frames"
@@ -241,25 +241,11 @@ def _described(job: Job, net: VideoNet) -> str:
 
 
 def _list_models() -> int:
-    names = shipped_models()
-    if not names:
-        print(f"no models in {WEIGHTS}: give a file with -m")
-    for name in names:
-        path = WEIGHTS / f"{name}.safetensors"
-        net = load_network(name)
-        parameters = sum(parameter.numel() for parameter in net.parameters())
-        info = {key: value for key, value in read_info(path).items() if key != "network"}
-        default = " (default)" if name == DEFAULT_MODEL else ""
-        print(f"{name}{default}: {parameters:,} parameters, {path.stat().st_size / 1e6:.1f} MB, {_factors(net)}")
-        if summary := info.pop("summary", None):
-            print(f"    {summary}")
-        if info:
-            print("    " + ", ".join(f"{key} {value}" for key, value in info.items()))
-    return 0
-
-
-def _factors(net: VideoNet) -> str:
-    return f"x{net.scale} in space, x{net.time_scale} in time"
+    text, faults = listing(min(get_terminal_size((100, 24)).columns, 100))
+    print(text)
+    for fault in faults:
+        _complain(f"error: {fault}")
+    return 2 if faults else 0
 
 
 def _source(args: argparse.Namespace) -> Path:

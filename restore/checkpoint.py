@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from archs import ARCHS, VideoNet
 from archs.layers.window_attention import ResidualSwinGroup, SwinBlock, relative_positions, shift_mask
+from restore import manifest
 
 WEIGHTS = Path(__file__).with_name("weights")  # networks that ship with the package
 DEFAULT_MODEL = "stdan_s"
@@ -41,9 +42,10 @@ def load_network(
 ) -> VideoNet:
     """A network in eval mode from a shipped model's name, a safetensors file of ours or a published `.pth`.
 
-    `CheckpointError` if there is no such file or it does not fit its network exactly.
+    `CheckpointError` if there is no such file, it does not fit its network exactly or is shipped and has changed.
     """
     path = find_weights(name_or_path)
+    check_shipped(path)
     if path.suffix == ".safetensors":
         info = read_info(path)
         if "privileged" in info:
@@ -68,6 +70,15 @@ def find_weights(name_or_path: str | os.PathLike[str]) -> Path:
     raise CheckpointError(
         f"{name_or_path}: neither a file nor a shipped model; shipped models: {', '.join(shipped_models()) or 'none'}"
     )
+
+
+def check_shipped(path: Path) -> None:
+    """Raise `CheckpointError` for a file among the shipped ones that is not, bit for bit, the one that was shipped."""
+    if path.resolve().parent == WEIGHTS.resolve() and (fault := manifest.fault(path)):
+        raise CheckpointError(
+            f"{path}: {fault}; fetch it anew (git checkout, or install the package again), or keep a network of your "
+            "own in another folder and give its path"
+        )
 
 
 def build_network(network: Mapping[str, Any], path: Path) -> VideoNet:

@@ -47,7 +47,7 @@ class Seen:
     read: list[Float[Tensor, "_ 2 h w"]] = field(default_factory=list)  # where STDFA reads the sources of each target
     fused: list[FusedTarget] = field(default_factory=list)  # and what these count
     feature_energies: Float[Tensor, "u k"] | None = None  # of what STDFA is given, in radial bands
-    padded: tuple[int, int] = (0, 0)  # h and w of the call, which spectra are of
+    padded: tuple[int, int] = (0, 0)  # h and w of what spectra are of: the call, or the network's grid
 
     @property
     def step(self) -> int:
@@ -100,6 +100,7 @@ def watching(net: VideoNet) -> Iterator[Seen]:
 
         def ended(_: nn.Module, __: tuple[Tensor, ...], restored: Tensor) -> None:
             seen.restored = _kept(F.avg_pool2d(restored[0].float(), net.scale))
+            _to_input_pixels(seen)
             hooks.close()
 
         hooks.callback(net.register_forward_pre_hook(began).remove)
@@ -109,6 +110,28 @@ def watching(net: VideoNet) -> Iterator[Seen]:
                     watch(module, seen, hooks)
         hooks.callback(net.register_forward_hook(ended).remove)
         yield seen
+
+
+def _to_input_pixels(seen: Seen) -> None:
+    """Bring maps and vectors of the network's grid, a quarter of the size where it enlarges nothing, to the input's."""
+    assert seen.clip is not None
+    height = seen.clip.shape[-2]
+
+    def maps(x: Tensor) -> Tensor:
+        factor = height // x.shape[-2]
+        return x.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
+
+    def vectors(x: Tensor) -> Tensor:
+        return maps(x) * (height // x.shape[-2])
+
+    if seen.fused:
+        seen.padded = (seen.fused[0].frame.shape[-2], seen.fused[0].frame.shape[-1])
+    seen.matched = None if seen.matched is None else vectors(seen.matched)
+    seen.shifts = None if seen.shifts is None else vectors(seen.shifts)
+    seen.confidence = None if seen.confidence is None else maps(seen.confidence)
+    seen.aligned = {name: vectors(x) for name, x in seen.aligned.items()}
+    seen.read = [vectors(x) for x in seen.read]
+    seen.fused = [target._replace(frame=maps(target.frame)) for target in seen.fused]
 
 
 def radial_energies(x: Float[Tensor, "*b h w"], bands: int = BANDS) -> Float[Tensor, "*b {bands}"]:

@@ -8,6 +8,7 @@ from typing import NoReturn
 from restore.budget import parse_bytes
 from restore.checkpoint import DEFAULT_MODEL
 from restore.device import PRECISIONS
+from restore.models import TASKS
 
 _SUFFIXES = ("png", "jpg", "webp", "tif", "mp4", "mkv", "mov", "webm")
 
@@ -46,8 +47,9 @@ def command_parser() -> argparse.ArgumentParser:
 
 def _add_network_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "-m", "--model", "--weights", default=DEFAULT_MODEL, help="name of a shipped model or file (%(default)s)"
+        "-m", "--model", "--weights", help=f"name of a shipped model or file (that of --task, else {DEFAULT_MODEL})"
     )
+    group.add_argument("--task", choices=TASKS, metavar="TASK", help=f"take the shipped model for {', '.join(TASKS)}")
     group.add_argument("--slowmo", type=_positive, metavar="{1,2}", help="frames out per frame in (all it can)")
     group.add_argument(
         "--max-memory", type=_memory, metavar="SIZE", help="e.g. 4G: choose window and tile to stay below it"

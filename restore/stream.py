@@ -245,6 +245,8 @@ def _feathers(parts: list[tuple[int, int]], overlap: int, scale: int) -> list[Te
 
 def _check_time(net: VideoNet, window: int, overlap: int, factor: int) -> None:
     name = type(net).__name__
+    if factor != 1 and net.time_scale == 1:
+        raise ValueError(f"slowmo={factor}, but {name} makes no frames between those it is given: leave it out")
     if factor not in (1, net.time_scale):
         possible = " or ".join(str(n) for n in sorted({1, net.time_scale}))
         raise ValueError(f"slowmo={factor} is not what {name} gives: {possible}")

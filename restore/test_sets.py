@@ -234,6 +234,9 @@ class REDS4(TestClips):
     def look(self) -> Sequence[TrainingClip]:
         """The four clips; inputs from ``lq_folder``, or train_sharp_bicubic where ``dataroot_lq`` is given."""
         gt = reds(self.dataroot_gt, "train_sharp", (720, 1280))
+        if missing := [name for name in self.clips if name not in gt]:
+            some = ", ".join(list(gt)[:3]) + ", ..." * (len(gt) > 3)
+            raise ValueError(f"{self.dataroot_gt}: no clip {', '.join(missing)}; there are {some}")
         gt = {name: gt[name] for name in self.clips if name in gt}
         if not self.has_inputs:
             return paired(gt, None, self.dataroot_gt)
@@ -298,7 +301,7 @@ class Deblurring(TestClips):
 
     def _frames(self, root: str, given: str | None, usual: Sequence[str]) -> tuple[str, dict[str, Frames]]:
         """The name of the folder, given or the first of the usual ones that is there, and the clips in it."""
-        inner = given or usual_folder(root, usual, "test")
+        inner = given or usual_folder(root, usual, "test", self.of)
         return inner, nested(root, inner, "test", self.of)
 
 

@@ -116,7 +116,7 @@ def reds(root: str, inner: str, frame_size: tuple[int, int]) -> dict[str, Frames
     folder = next((place for place in places if place.is_dir()), folder)
     found = frame_folders(folder)
     if not found:
-        what = "no clips in it" if folder.is_dir() else "no such folder"
+        what = f"no clips in it{_instead(folder)}" if folder.is_dir() else "no such folder"
         raise ValueError(f"{folder}: {what}; REDS needs {inner}/000/00000000.png ... in it, {WITHOUT_DOWNLOAD}")
     return found
 
@@ -133,21 +133,36 @@ def nested(root: str, inner: str, split: str = "", of: str = "GoPro") -> dict[st
     else:
         found = {clip.name: frames for clip in _inside(folder) if (frames := _frames(clip / inner))}
     if not found:
-        what = f"neither <clip>/{inner} nor {inner}/<clip> with frames in it" if folder.is_dir() else "no such folder"
-        raise ValueError(f"{folder}: {what}{_instead(folder)}; {of} needs {PAIRS[of]} in it, {WITHOUT_DOWNLOAD}")
+        what = f"neither <clip>/{inner} nor {inner}/<clip> with frames in it"
+        raise ValueError(_missing(folder, what, (inner,), split, of))
     return found
 
 
-def usual_folder(root: str, names: Sequence[str], split: str = "") -> str:
+def usual_folder(root: str, names: Sequence[str], split: str = "", of: str = "GoPro") -> str:
     """The first of these names that `nested` finds something by. ValueError where it is none of them."""
     folder = part_of(root, split)
-    places = [folder, *list(_inside(folder))[:1]]
-    there = [name for name in names if any((place / name).is_dir() for place in places)]
+    there = _there(folder, names)
     if not there:
         what = f"neither <clip>/NAME nor NAME/<clip> with NAME one of {', '.join(names)}"
-        what = what if folder.is_dir() else "no such folder"
-        raise ValueError(f"{folder}: {what}{_instead(folder)}; give gt_folder and lq_folder")
+        raise ValueError(_missing(folder, what, names, split, of, "; other names are given by gt_folder and lq_folder"))
     return there[0]
+
+
+def _there(folder: Path, names: Sequence[str]) -> list[str]:
+    """Which of the names are folders in a folder or in its first folder."""
+    places = [folder, *list(_inside(folder))[:1]]
+    return [name for name in names if any((place / name).is_dir() for place in places)]
+
+
+def _missing(folder: Path, what: str, names: Sequence[str], split: str, of: str, way_out: str = "") -> str:
+    """What was looked for in ``folder``, what is there instead, and the place below where it may be meant."""
+    if not folder.is_dir():
+        what, way_out = "no such folder", ""
+    below = [place for place in _inside(folder) if place.name not in ("train", "val", "test")]  # never the other split
+    deeper = [place for place in below if _there(part_of(str(place), split), names)]
+    meant = f"; did you mean {deeper[0]}?" if deeper else ""
+    needs = f"{of} needs {PAIRS[of]} in it, {WITHOUT_DOWNLOAD}"
+    return f"{folder}: {what}{_instead(folder)}{meant}; {needs}{way_out}"
 
 
 def part_of(root: str, split: str) -> Path:
@@ -174,7 +189,17 @@ def paired(gt: Mapping[str, Frames], lq: Mapping[str, Frames] | None, place: str
         if len(lq[name].names) != len(frames.names):
             counts = f"{len(lq[name].names)} input frames for {len(frames.names)} true frames"
             raise ValueError(f"{place}: clip {name}: {counts}")
+    _say_where_names_differ(gt, lq, place)
     return [FrameClip(name, frames, lq[name]) for name, frames in gt.items()]
+
+
+def _say_where_names_differ(gt: Mapping[str, Frames], lq: Mapping[str, Frames], place: str) -> None:
+    """Frames are paired in their order; a warning where their names speak of others."""
+    pairs = ((name, zip(frames.names, lq[name].names, strict=True)) for name, frames in gt.items())
+    unlike = [(name, a, b) for name, both in pairs for a, b in both if Path(a).stem != Path(b).stem]
+    if unlike:
+        name, a, b = unlike[0]
+        log.warning("%s: frames are paired in order, though names differ: clip %s: %s and %s", place, name, a, b)
 
 
 def _inside(folder: Path) -> Iterable[Path]:
@@ -195,7 +220,14 @@ def _frames(folder: Path) -> Frames | None:
 def _instead(folder: Path) -> str:
     """What is in a folder where something else was looked for."""
     there = [f"{top.name}/{below.name}" for top in _inside(folder) for below in _inside(top)]
+    there = there or [f"{top.name}/*{file}" for top in _inside(folder) if (file := _first_suffix(top))]
     return f", but {_some(there)}" if there else ""
+
+
+def _first_suffix(folder: Path) -> str:
+    """Of the frames in a folder; empty where it has none."""
+    frames = _frames(folder)
+    return Path(frames.names[0]).suffix if frames else ""
 
 
 def _some(names: Sequence[str]) -> str:

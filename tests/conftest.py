@@ -1,6 +1,7 @@
 """Shapes and types in the signatures of archs and restore are enforced while the suite runs; shared fixtures."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ install_import_hook(["archs", "restore"], "typecheck.check")
 import runs  # noqa: E402 - after the hook
 from tiny import COMPACT  # noqa: E402
 
-from archs import STDAN  # noqa: E402
+from archs import ARCHS, STDAN  # noqa: E402
+from restore import checkpoint, manifest  # noqa: E402
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -41,6 +43,27 @@ def tiny_stdan() -> tuple[STDAN, dict[str, Any]]:
     """A network of a few thousand parameters and the description its file carries."""
     torch.manual_seed(0)
     return STDAN(**COMPACT).eval(), {"type": "stdan", **COMPACT}
+
+
+@pytest.fixture
+def ship(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """A folder of shipped models of its own, and what puts a small network into it: ``ship(name, arguments, **info)``.
+
+    ``arguments`` are a constructor's, with ``type``, a STDAN's without.
+    """
+    folder = tmp_path / "shipped"
+    folder.mkdir()
+    monkeypatch.setattr(checkpoint, "WEIGHTS", folder)
+
+    def put(name: str, arguments: dict[str, Any], **info: Any) -> Path:
+        torch.manual_seed(0)
+        description = {"type": "stdan", **arguments}
+        network = ARCHS[description["type"]](**{key: value for key, value in description.items() if key != "type"})
+        checkpoint.save_network(folder / f"{name}.safetensors", network, description, **info)
+        (folder / manifest.MANIFEST).write_text(manifest.written(folder, "*.safetensors"))
+        return folder / f"{name}.safetensors"
+
+    return put
 
 
 @pytest.fixture

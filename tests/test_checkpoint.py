@@ -258,18 +258,45 @@ def test_a_file_with_code_in_it_is_not_run(save, tmp_path):
 # ---- names
 
 
-def test_an_unknown_name_lists_the_shipped_models(tmp_path, monkeypatch, network):
-    monkeypatch.setattr(checkpoint, "WEIGHTS", tmp_path)
+def test_an_unknown_name_lists_the_shipped_models(ship):
     assert refusal("stdan_xxl").endswith("neither a file nor a shipped model; shipped models: none")
     for name in ("stdan_s", "a_net"):
-        save_network(tmp_path / f"{name}.safetensors", network, DESCRIPTION)
-    (tmp_path / "notes.txt").write_text("no model")
+        path = ship(name, COMPACT)
+    path.with_name("notes.txt").write_text("no model")
     assert shipped_models() == ["a_net", "stdan_s"]
     assert refusal("stdan_xxl").endswith("shipped models: a_net, stdan_s")
-    assert find_weights("stdan_s") == tmp_path / "stdan_s.safetensors"
+    assert find_weights("stdan_s") == path.with_name("stdan_s.safetensors")
     assert isinstance(load_network("stdan_s"), STDAN)
-    for name in ("folder/stdan_s", "../stdan_s", "stdan_s.pth", tmp_path):
+    for name in ("folder/stdan_s", "../stdan_s", "stdan_s.pth", path.parent):
         refusal(name)
+
+
+def test_an_altered_shipped_file_is_refused(ship, tmp_path):
+    """One bit of one weight, which the format itself does not notice; and only where files are shipped."""
+    path = ship("a_net", COMPACT)
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    for name in ("a_net", path):
+        with pytest.raises(CheckpointError, match=r"a_net.safetensors: damaged or altered: .*SHA256SUMS; fetch"):
+            load_network(name)
+    assert load_network(path.replace(tmp_path / "mine.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        (None, "SHA256SUMS: cannot be read"),
+        ("", "SHA256SUMS beside it does not name it"),
+        ("no hash\n", "SHA256SUMS: has a line that is not a hash and a name"),
+    ],
+)
+def test_a_manifest_that_is_of_no_use(ship, text, fault):
+    path = ship("a_net", COMPACT)
+    manifest = path.with_name("SHA256SUMS")
+    manifest.unlink() if text is None else manifest.write_text(text)
+    with pytest.raises(CheckpointError, match=fault):
+        load_network("a_net")
 
 
 def test_shipped_weights_load():

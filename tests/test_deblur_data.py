@@ -125,7 +125,7 @@ def test_missing_frames_are_one_line_that_says_what_was_looked_for(tmp_path, kin
 
 def test_missing_frames_of_presets(tmp_path):
     write(tmp_path / "clip" / "sharp", SHARP)
-    with pytest.raises(ValueError, match=r"NAME one of blur, blur_gamma, input, test_GT_blurred, but clip/sharp; give"):
+    with pytest.raises(ValueError, match=r"NAME one of blur, .*, test_GT_blurred, but clip/sharp; GoPro needs"):
         TEST_SETS["gopro"](dataroot_gt=str(tmp_path))
     tree(tmp_path, "train_sharp/{}", "train_blur/{}", "000")
     with pytest.raises(ValueError, match=r"no clip 011, 015, 020; there are 000"):
@@ -133,6 +133,60 @@ def test_missing_frames_of_presets(tmp_path):
     for key, preset in (("dataroot_lq", "folder"), ("lq_folder", "reds_blur"), ("lq_folder", "gopro")):
         with pytest.raises(ValueError, match=f"^{key} and degradation exclude each other"):
             TEST_SETS[preset](dataroot_gt=str(tmp_path), **{key: "blur"}, degradation={"type": "exposure"})
+
+
+@pytest.mark.parametrize(
+    ("kind", "preset", "sharp", "blurred"),
+    [
+        ("GoPro", "gopro", "sharp/{}", "blur/{}"),
+        ("GoPro", "gopro", "{}/sharp", "{}/blur"),
+        ("DVD", "dvd", "{}/GT", "{}/input"),
+        ("BSD", "bsd", "{}/Sharp/RGB", "{}/Blur/RGB"),
+    ],
+)
+def test_a_tree_one_folder_further_down_is_pointed_at(tmp_path, kind, preset, sharp, blurred):
+    """As archives unpack; but nobody is pointed from training at test clips."""
+    for split in ("train", "test"):
+        tree(tmp_path / "archive" / split, sharp, blurred, "001")
+    meant = re.escape(f"; did you mean {tmp_path / 'archive'}?; {kind} needs ")
+    with pytest.raises(ValueError, match=meant):
+        DATASETS[kind](dataroot_gt=str(tmp_path), **SMALL)
+    with pytest.raises(ValueError, match=meant):
+        TEST_SETS[preset](dataroot_gt=str(tmp_path))
+    (tmp_path / "archive" / "train").rename(tmp_path / "away")
+    with pytest.raises(ValueError) as error:
+        DATASETS[kind](dataroot_gt=str(tmp_path / "archive"), **SMALL)
+    assert "did you mean" not in str(error.value) and "but test/" in str(error.value)
+
+
+def test_presets_say_which_tree_they_need(tmp_path):
+    for preset, shown in (("gopro", "GOPR0372_07_00/sharp"), ("dvd", "IMG_0001/GT"), ("bsd", "000/Sharp/RGB")):
+        with pytest.raises(ValueError, match=f"nowhere: no such folder; {TEST_SETS[preset].of} needs {shown}"):
+            TEST_SETS[preset](dataroot_gt=str(tmp_path / "nowhere"))
+    write(tmp_path / "sharp", SHARP)
+    with pytest.raises(ValueError, match=r"frames in it, but sharp/\*\.png; GoPro needs"):
+        TEST_SETS["gopro"](dataroot_gt=str(tmp_path), lq_folder="sharp", gt_folder="sharp")
+    with pytest.raises(ValueError, match=r"no clip 000, 011, 015, 020; there are sharp$"):
+        TEST_SETS["reds_blur"](dataroot_gt=str(tmp_path))
+
+
+def test_names_that_differ_are_said(tmp_path, caplog):
+    """Frames are paired by their order, which is wrong where a frame of one side is missing at either end."""
+    tree(tmp_path, "test/{}/sharp", "test/{}/blur", "a", "b")
+    with caplog.at_level(logging.WARNING, "restore"):
+        assert len(TEST_SETS["gopro"](dataroot_gt=str(tmp_path))) == 2
+    assert "names differ" not in caplog.text
+    (tmp_path / "test/b/blur/000000.png").rename(tmp_path / "test/b/blur/000003.png")
+    with caplog.at_level(logging.WARNING, "restore"):
+        TEST_SETS["gopro"](dataroot_gt=str(tmp_path))
+    assert "paired in order, though names differ: clip b: 000000.png and 000001.png" in caplog.text
+
+
+def test_the_validation_clips_of_reds_as_pairs(tmp_path):
+    """The 30 official ones, as datasets/README.md names their folders."""
+    tree(tmp_path / "val", "val_sharp/{}", "val_blur/{}", "000", "001")
+    made = TEST_SETS["gopro"](dataroot_gt=str(tmp_path / "val"), gt_folder="val_sharp", lq_folder="val_blur")
+    assert len(made) == 2 and "truth from val_sharp, input from val_blur" in made.protocol.text
 
 
 def test_the_truth_is_never_its_own_input(tmp_path):

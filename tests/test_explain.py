@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from test_restore_cli import film, folder, names, tree
-from tiny import COMPACT, FREQUENCY, PUBLISHED, RECURRENT, awaken, seeded_clip
+from tiny import COMPACT, DEBLUR, FREQUENCY, JOINT, PUBLISHED, RECURRENT, awaken, seeded_clip
 from torch import Tensor
 from torch.nn import functional as F
 from torch.testing import assert_close
@@ -36,6 +36,10 @@ NETWORKS: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     ),
     "no bands": ("stdan_freq", {**PUBLISHED, "bands": None, "guide": False}, [*ATTENTION, "motion_phase"]),
 }  # fmt: skip
+DEBLURRING: dict[str, tuple[str, dict[str, Any]]] = {  # frames of the input's size, a grid of a quarter of it
+    "between": ("stdan", JOINT),
+    "frequency": ("stdan_freq", {**DEBLUR, "motion_prior": "correlation"}),
+}
 FIVE = ["04", "04_5", "05", "05_5", "06"]
 
 
@@ -159,6 +163,20 @@ def test_block_matching_sees_a_translation_and_alignment_starts_there():
         for i, vectors in zip(target.sources, read, strict=True):
             lead = (i - target.target) * torch.tensor([1.0, -2.0])
             assert_close(vectors[inside].mean((1, 2)), lead, atol=0.3, rtol=0)
+
+
+@pytest.mark.parametrize("case", DEBLURRING)
+def test_of_a_coarser_grid_maps_and_vectors_are_in_input_pixels(case, tmp_path):
+    """What moves by 2 px on the grid of a network that keeps the size moves by 8 in its input."""
+    kind, arguments = DEBLURRING[case]
+    seen = watched(fresh(kind, **arguments), translated(3, (2, -4)).repeat_interleave(4, -1).repeat_interleave(4, -2))
+    maps = [seen.matched, *seen.read, *seen.aligned.values(), *(x.frame for x in seen.fused)]
+    assert seen.fused and all(x.shape[-2:] == (192, 256) for x in maps)
+    inside = (..., slice(48, -48), slice(48, -48))
+    assert_close(seen.matched[inside].mean((0, 2, 3)), torch.tensor([8.0, -16.0]), atol=1.2, rtol=0)
+    names = [str(n) for n in range(len(seen.restored))]
+    line = explain(seen, names, tmp_path, title="x", size=(190, 250))
+    assert line.startswith(f"{len(pictures(seen, names))} pictures")
 
 
 def test_without_motion_and_training_everything_is_read_in_place():

@@ -12,7 +12,7 @@ from tiny import ROOT, run_python
 
 # modules of restore that import no other one
 LEAVES = {
-    "checkpoint", "degrade", "device", "distributed", "log", "memory", "metrics", "real_graph", "report_record",
+    "degrade", "device", "distributed", "log", "manifest", "memory", "metrics", "real_graph", "report_record",
     "schema", "video",
 }  # fmt: skip
 # modules near the top -> the modules of restore that may import them
@@ -31,6 +31,8 @@ ONLY_FOR = {
     "methods": {"training", "evaluation", "scoring", "demo"},
     "stream": {"methods", "demo", "budget", "seams", "__main__"},
     "budget": {"flags", "__main__"},
+    "models": {"flags", "demo", "__main__"},
+    "manifest": {"checkpoint"},
     "flags": {"__main__"},
     "seams": set(),
     "export": set(),

@@ -15,7 +15,7 @@ import torch
 
 import restore.__main__ as cli
 from archs import STDAN
-from restore.checkpoint import WEIGHTS, save_network
+from restore.checkpoint import load_network, save_network
 from restore.frames import natural_key, open_clips, read_image
 from restore.jobs import names_between
 from restore.stream import restore_clip
@@ -115,7 +115,7 @@ def test_a_folder_of_frames(run, tmp_path, weights):
     assert names(tmp_path / "out/x") == [f"0000000{name}.png" for name in expected]
     (clip,) = open_clips(tmp_path / "out/x")
     assert clip.frame_names == [f"0000000{name}" for name in expected]
-    net = cli.load_network(weights)
+    net = load_network(weights)
     results = list(restore_clip(net, open_clips(source)[0]))
     assert (torch.stack(list(clip)) - torch.stack(results)).abs().max() <= 0.51 / 65535
 
@@ -450,17 +450,10 @@ def test_dry_run_writes_nothing(run, tmp_path):
     assert (code, len(err)) == (2, 1)
 
 
-def test_models_are_listed(run, tmp_path, weights, monkeypatch):
-    assert run("--list-models")[0] == 0
-    monkeypatch.setattr("restore.checkpoint.WEIGHTS", Path(weights).parent)
-    monkeypatch.setattr(cli, "WEIGHTS", Path(weights).parent)
-    code, out, _ = run("--list-models")
-    assert code == 0
-    assert out.startswith("tiny: ") and "x4 in space, x2 in time" in out
-    assert "a tiny network" in out and "psnr_y 25.5" in out
+def test_a_shipped_model_by_name(run, tmp_path, ship):
+    ship("tiny", ARGUMENTS)
     folder(tmp_path / "in")
     assert run("in", "-o", "out", "-m", "tiny")[0] == 0
-    assert WEIGHTS.name == "weights"
 
 
 @pytest.mark.parametrize(
