@@ -52,3 +52,9 @@ def pick(x: Float[Tensor, "b g k *rest"], taps: Int[Tensor, "b n h w"]) -> Float
     """The chosen taps of every group, of displacements (B, G, K, 2, H, W) or weights (B, G, K, H, W)."""
     index = taps[:, None] if x.ndim == 5 else taps[:, None, :, None]
     return x.gather(2, index.expand(*x.shape[:2], taps.shape[1], *x.shape[3:]))
+
+
+def tap_grid(kernel_size: int, like: Tensor) -> Float[Tensor, "k 2"]:
+    """Displacements (dy, dx) of a square kernel's taps from its centre, row by row."""
+    steps = torch.arange(kernel_size, device=like.device, dtype=torch.float32) - kernel_size // 2
+    return torch.cartesian_prod(steps, steps)

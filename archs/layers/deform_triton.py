@@ -18,6 +18,8 @@ from torch import Tensor
 
 from archs.layers.deform_kernel import DOT, SUM, TAPS
 
+VALUES = 512  # of a program; with twice as many the compiler for sm_90 spills registers
+
 _DOT = tl.constexpr(DOT)  # Triton takes only such from outside of a kernel
 _SUM = tl.constexpr(SUM)
 _TAPS = tl.constexpr(TAPS)
@@ -50,7 +52,7 @@ def _corner(i: tl.constexpr, j: tl.constexpr, inside, top, left, ty, tx, height,
 @triton.jit
 @no_type_check
 def _sample(x, lane, used, inside, top, left, ty, tx, height, width, channels):
-    """Bilinear samples (pixels, lanes); ``x`` points at the first pixel of every pixel's image, ``lane`` at channels."""
+    """Bilinear samples (pixels, lanes); ``x`` points at the image of every pixel, ``lane`` numbers its channels."""
     result = tl.zeros([top.shape[0], lane.shape[0]], tl.float32)
     for i in tl.static_range(2):
         for j in tl.static_range(2):
@@ -183,11 +185,14 @@ def sizes(x: Tensor, groups: int) -> tuple[int, int, int, int, int]:
     return b * h * w, h, w, groups, c // groups
 
 
-def blocks(x: Tensor, groups: int) -> tuple[int, int, int]:
-    """Programs, pixels a program and lanes for the channels of a group, of (B, H, W, C) images."""
+def blocks(x: Tensor, groups: int, values: int) -> tuple[int, int, int]:
+    """Programs, pixels a program and lanes for the channels of a group, of (B, H, W, C) images.
+
+    ``values`` is about how many samples' channels a program holds, such that its threads' registers are enough.
+    """
     pixels, _, _, _, depth = sizes(x, groups)
     lanes = triton.next_power_of_2(depth)
-    block = max(16, min(128, 2048 // lanes))
+    block = max(16, min(64, values // lanes))
     return triton.cdiv(pixels, block), block, lanes
 
 
@@ -213,7 +218,7 @@ def deform_triton(x: Tensor, query: Tensor, displacement: Tensor, weight: Tensor
     x, query = x.contiguous(), query.contiguous()
     y = _output(x, weight, mode)
     groups, taps = weight.shape[1:3]
-    programs, block, lanes = blocks(x, groups)
+    programs, block, lanes = blocks(x, groups, VALUES)
     with torch.cuda.device_of(x):
         _forward[programs, 1 if mode == DOT else groups](
             x, query, displacement, weight, y, *sizes(x, groups), *displacement.stride(), *weight.stride(),
@@ -237,11 +242,11 @@ def _gradients(
     gquery = torch.empty_like(query) if mode == DOT else query.new_empty(0)
     places = torch.empty_like(displacement), torch.empty_like(weight)
     groups, taps = weight.shape[1:3]
-    programs, block, lanes = blocks(x, groups)
+    programs, block, lanes = blocks(x, groups, VALUES)
     with torch.cuda.device_of(x):
         _backward[programs, groups](
-            x, query, displacement, weight, gy, gx, gquery, *places, *sizes(x, groups), *displacement.stride(), *weight.stride(),
-            mode=mode, taps=taps, block=block, lanes=lanes,
+            x, query, displacement, weight, gy, gx, gquery, *places, *sizes(x, groups),
+            *displacement.stride(), *weight.stride(), mode=mode, taps=taps, block=block, lanes=lanes,
         )  # fmt: skip
     return gx.to(x.dtype), gquery, *places
 
@@ -251,7 +256,8 @@ def _(
     x: Tensor, query: Tensor, displacement: Tensor, weight: Tensor, gy: Tensor, mode: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     gquery = torch.empty_like(query.contiguous()) if mode == DOT else query.new_empty(0)
-    return torch.empty_like(x.contiguous()), gquery, torch.empty_like(dense(displacement)), torch.empty_like(dense(weight))
+    places = torch.empty_like(dense(displacement)), torch.empty_like(dense(weight))
+    return torch.empty_like(x.contiguous()), gquery, *places
 
 
 def _save_inputs(ctx, inputs, output) -> None:

@@ -23,6 +23,8 @@ from archs.layers.deform_triton import (
     sizes,
 )
 
+VALUES = 256  # of a program; with twice as many the compiler for sm_90 spills registers in the backward pass
+
 
 @triton.jit
 @no_type_check
@@ -172,7 +174,7 @@ def attend_triton(
     query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
     answer = _outputs(value, top_k)
     groups, taps = weight.shape[1:3]
-    programs, block, lanes = blocks(value, groups)
+    programs, block, lanes = blocks(value, groups, VALUES)
     with torch.cuda.device_of(value):
         _forward[(programs,)](
             query, key, value, displacement, weight, *answer, *sizes(value, groups), *displacement.stride(),
@@ -200,7 +202,7 @@ def _gradients(
     images = [torch.zeros_like(image, dtype=torch.float32) for image in (key, value)]  # sums: not in bf16
     places = torch.zeros_like(displacement), torch.zeros_like(weight)  # most taps were not chosen
     groups, top_k = weight.shape[1], best.shape[3]
-    programs, block, lanes = blocks(value, groups)
+    programs, block, lanes = blocks(value, groups, VALUES)
     with torch.cuda.device_of(value):
         _backward[(programs,)](
             query, key, value, displacement, weight, best, taps, gy, gbest, gquery, *images, *places,
