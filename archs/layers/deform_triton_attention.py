@@ -68,10 +68,12 @@ def _forward(
             seen = _sample(key + start, lane, used, inside, top, left, ty, tx, height, width, channels)
             relevance += tl.where(slot[None, :] == k, (gain * tl.sum(seen * asked, 1))[:, None], 0.0)
 
+    # PyTorch's topk takes NaN for the greatest; the maximum here would pass over it, and hide that training diverged
+    relevance = tl.where(relevance == relevance, relevance, float("inf"))
     best = tl.zeros([block, choices], tl.float32)
     which = tl.zeros([block, choices], tl.int32)
     for turn in tl.static_range(top_k):
-        index = tl.minimum(tl.argmax(relevance, 1), taps - 1)  # whatever NaN does to argmax, within the taps
+        index = tl.argmax(relevance, 1)
         best = tl.where(chosen[None, :] == turn, tl.max(relevance, 1)[:, None], best)
         which = tl.where(chosen[None, :] == turn, index[:, None], which)
         relevance = tl.where(slot[None, :] == index[:, None], float("-inf"), relevance)
@@ -228,7 +230,7 @@ def _save(ctx, inputs, output) -> None:
     ctx.save_for_backward(*inputs[:5], best, taps)
 
 
-def _autograd(ctx, gy: Tensor, gbest: Tensor, _taps: None) -> tuple[Tensor | None, ...]:
+def _autograd(ctx, gy: Tensor, gbest: Tensor, _taps: Tensor) -> tuple[Tensor | None, ...]:
     return *_gradients(*ctx.saved_tensors, gy, gbest), None
 
 
