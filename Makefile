@@ -22,11 +22,14 @@ $(VENV)/.runtime: requirements.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 
-# basicsr, torchvision and lpips are referees of the tests; installed so that they pull in no second torch
+# basicsr, torchvision and lpips are referees of the tests; installed so that they pull in no second torch. triton runs
+# the GPU kernels in its interpreter; a torch for CUDA has brought its own
 $(VENV)/.dev: requirements-dev.txt $(VENV)/.runtime
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps torchvision==0.28.0 lpips==0.1.4
 	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation basicsr==1.4.2
+	$(BIN)/python -c "import triton" 2>/dev/null || \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps triton==3.9.0 || true
 	touch $@
 
 clean:

@@ -19,6 +19,7 @@ from typing import Any
 from tqdm import tqdm
 
 from archs import VideoNet
+from archs.layers import deform_backends
 from restore.budget import Cut, MemoryModel, fit, writing_bytes
 from restore.buffering import read_ahead
 from restore.device import pick_device, resolve_precision
@@ -52,6 +53,7 @@ def _run(args: argparse.Namespace) -> int:
     source = _source(args)
     device = pick_device(args.device)
     precision = resolve_precision(args.precision, device)
+    sampling = deform_backends.choice(device.type)  # here, since RESTORE_DEFORM may name what cannot be used
     keep_freed_memory()
     args.model, net = load_for_task(args.task, args.model, device=device)
     settings = {
@@ -69,7 +71,7 @@ def _run(args: argparse.Namespace) -> int:
         job.warn()
     budget = _Budget(net, args, precision) if args.max_memory else None
     if args.dry_run:
-        return _dry_run(jobs, net, args, f"{device}, {precision}", budget)
+        return _dry_run(jobs, net, args, f"{device}, {precision}; sampling by {sampling}", budget)
     return _restore_all(jobs, net, settings, budget, bar=sys.stderr.isatty() and not args.no_progress)
 
 

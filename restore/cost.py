@@ -5,7 +5,6 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from archs import VideoNet
 
@@ -21,6 +20,8 @@ def count_gmac(network: VideoNet, frames: int, height: int, width: int) -> float
     Convolutions, matrix products and attention count, as PyTorch's FlopCounterMode has them; sampling, normalisation
     and activations do not.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # imports Triton where there is one, which takes a second
+
     parameter = next(network.parameters())
     clip = torch.zeros(1, frames, 3, height, width, device=parameter.device, dtype=parameter.dtype)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:

@@ -1,6 +1,7 @@
 """Shapes and types in the signatures of archs and restore are enforced while the suite runs; shared fixtures."""
 
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 
+if not torch.cuda.is_available():  # Triton asks when it is first imported, which Dynamo does, too
+    os.environ["TRITON_INTERPRET"] = "1"
 install_import_hook(["archs", "restore"], "typecheck.check")
 
 import runs  # noqa: E402 - after the hook

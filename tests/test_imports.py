@@ -54,8 +54,10 @@ TOOLKIT_NEEDS = {
 # imported where they are used
 OPTIONAL = {
     "torchvision", "lpips", "basicsr", "mmcv", "tensorboard", "wandb", "lmdb", "pyiqa", "onnx", "onnxscript",
-    "onnxruntime",
+    "onnxruntime", "triton",
 }  # fmt: skip
+NETWORKS_MAY_USE = {"triton", "torchvision", "mmcv"}  # of those: what else samples deformably
+ON_DEMAND = {"archs.layers.deform_triton", "archs.layers.deform_triton_attention"}  # made of Triton
 
 NETWORKS = sorted((ROOT / "archs").rglob("*.py"))
 TOOLKIT = sorted((ROOT / "restore").rglob("*.py"))
@@ -94,7 +96,10 @@ def foreign(names: set[str], allowed: set[str]) -> set[str]:
 @pytest.mark.parametrize("path", NETWORKS, ids=module_name)
 def test_networks_import_torch_and_each_other(path):
     found = imports(path)
-    assert not foreign(found, NETWORKS_NEED)
+    assert not foreign(found, NETWORKS_NEED | NETWORKS_MAY_USE)
+    if module_name(path) not in ON_DEMAND:
+        always = imports(path, functions=False)
+        assert not foreign(always, NETWORKS_NEED) and not always & ON_DEMAND
     ours = {name for name in found if name.partition(".")[0] == "archs"}
     if module_name(path).startswith("archs.layers"):
         assert all(name.startswith("archs.layers.") for name in ours)
@@ -155,7 +160,7 @@ def _never_called() -> None:
 def loaded(tmp_path_factory) -> set[str]:
     """What a fresh interpreter holds once every module of ours is imported, in silence and without a trace on disk."""
     cache = tmp_path_factory.mktemp("cache")
-    names = [module_name(path) for path in (*NETWORKS, *TOOLKIT)]
+    names = [name for path in (*NETWORKS, *TOOLKIT) if (name := module_name(path)) not in ON_DEMAND]
     code = f"import importlib, json, sys\nfor name in {names}: importlib.import_module(name)\n"
     done = run_python(code + "print(json.dumps(sorted(sys.modules)))", XDG_CACHE_HOME=str(cache))
     assert done.returncode == 0 and done.stderr == "", done.stderr

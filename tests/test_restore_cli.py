@@ -12,6 +12,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from tiny import run_python
 
 import restore.__main__ as cli
 from archs import STDAN
@@ -440,7 +441,8 @@ def test_dry_run_writes_nothing(run, tmp_path):
     before = tree(tmp_path)
     code, out, err = run("clips", "-o", "out", "--dry-run", "-t", 8, "--tile-overlap", 4)
     assert (code, err) == (0, [])
-    assert "STDAN" in out and "cpu, fp32" in out and "4 frames, 1 shared; tiles of 8 pixels, 4 shared" in out
+    assert "STDAN" in out and re.search("cpu, fp32; sampling by (cpp|torch)", out)
+    assert "4 frames, 1 shared; tiles of 8 pixels, 4 shared" in out
     assert "a: 3 frames 18x12 -> 5 frames 72x48 in out/a\n" in out
     assert "b: about 5 frames 18x12 -> about 9 frames 72x48 in out/b\n" in out
     assert "10 frames 72x48 in b.mp4 at 20 frames/s" in run("clips/b.mkv", "-o", "b.mp4", "--dry-run")[1]
@@ -448,6 +450,16 @@ def test_dry_run_writes_nothing(run, tmp_path):
     folder(tmp_path / "clips/c", 1)
     code, _, err = run("clips", "-o", "out", "--dry-run")
     assert (code, len(err)) == (2, 1)
+
+
+def test_a_backend_that_is_not_here_is_refused(tmp_path, weights):
+    folder(tmp_path / "in")
+    arguments = [str(tmp_path / "in"), "-o", str(tmp_path / "out"), "-m", weights, "--device", "cpu"]
+    code = f"import restore.__main__ as cli; raise SystemExit(cli.main({arguments}))"
+    done = run_python(code, RESTORE_DEFORM="triton", TRITON_INTERPRET="0")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("restore: error: RESTORE_DEFORM=triton cannot be used on cpu: it is made for a GPU")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_shipped_model_by_name(run, tmp_path, ship):

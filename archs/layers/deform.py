@@ -1,20 +1,22 @@
 """Deformable sampling and the modulated deformable convolution (DCNv2, Zhu et al., CVPR 2019).
 
 One function, `deform_sample`, reads features at displaced positions for everything that does so: DCNv2, the
-deformable attention of STDAN and plain warping; `deform_sum` and `deform_dot` are its sum over taps and its product
-with a query, which need not hold every sample. There are two backends with equal results: PyTorch's `grid_sample`
-(any device, exportable) and, on a CPU with a C compiler, the kernel of `deform_kernel.c` (several times faster).
+deformable attention of STDAN and plain warping; `deform_sum`, `deform_dot` and `deform_attend` are its sum over taps,
+its product with a query and the attention made of both, which need not hold every sample. Which program does the work
+is the matter of `deform_backends`; all give the same numbers to rounding.
 """
 
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from archs.layers.blocks import zero
-from archs.layers.deform_kernel import DOT, MAX_CHANNELS, SUM, TAPS, deform_kernel, has_kernel
+from archs.layers.deform_backends import attender, convolver, sampler
+from archs.layers.deform_kernel import DOT, SUM, TAPS
+from archs.layers.deform_torch import tap_grid
 
 
 def deform_sample(
@@ -53,44 +55,34 @@ def deform_dot(
 def _sample(mode: int, x: Tensor, query: Tensor, displacement: Tensor, weight: Tensor | None) -> Tensor:
     if weight is None:
         weight = displacement.new_ones(()).expand(x.shape[0], *displacement.shape[1:3], *x.shape[2:])
+    sample = sampler(x)
     with torch.autocast(x.device.type, enabled=False):
-        use_kernel = x.device.type == "cpu" and not torch.compiler.is_exporting() and has_kernel()
-        if use_kernel and x.shape[1] // weight.shape[1] <= MAX_CHANNELS:
-            return _sample_kernel(mode, x, query, displacement.float(), weight.float())
-        return _sample_torch(mode, x, query, displacement.float(), weight.float())
+        return sample(mode, x, query, displacement.float(), weight.float())
 
 
-def _sample_kernel(mode: int, x: Tensor, query: Tensor, displacement: Tensor, weight: Tensor) -> Tensor:
-    storage = torch.bfloat16 if x.dtype == torch.bfloat16 else torch.float32
-    y = deform_kernel(
-        x.to(storage).permute(0, 2, 3, 1),
-        query.to(storage).permute(0, 2, 3, 1),
-        displacement.permute(0, 4, 5, 1, 2, 3),
-        weight.permute(0, 3, 4, 1, 2),
-        mode,
-    )
-    if mode == TAPS:
-        return y.permute(0, 4, 3, 1, 2).to(x.dtype)  # (B, H, W, K, C) -> (B, C, K, H, W)
-    return y.permute(0, 3, 1, 2).to(torch.float32 if mode == DOT else x.dtype)
+class Attended(NamedTuple):
+    """What `deform_attend` found at every pixel."""
+
+    answer: Float[Tensor, "b c h w"]  # values of the best taps, weighed by the softmax of their relevances
+    best: Float[Tensor, "b n h w"]  # relevances of the n best taps, falling, float32
+    taps: Int[Tensor, "b n h w"]  # which ones these are, int64
 
 
-def _sample_torch(mode: int, x: Tensor, query: Tensor, displacement: Tensor, weight: Tensor) -> Tensor:
-    """`grid_sample` with the groups folded into the batch and the taps stacked along the height."""
-    b, c, h, w = x.shape
-    groups, taps = displacement.shape[1:3]
-    rows = torch.arange(h, device=x.device, dtype=torch.float32)[:, None]
-    columns = torch.arange(w, device=x.device, dtype=torch.float32)
-    # grid_sample wants (x, y) with -1 and 1 at the image's edges (align_corners=False, which works for one row, too)
-    grid_y = (displacement[:, :, :, 0] + rows) * (2 / h) + (1 / h - 1)
-    grid_x = (displacement[:, :, :, 1] + columns) * (2 / w) + (1 / w - 1)
-    grid = torch.stack([grid_x, grid_y], dim=-1).reshape(b * groups, taps * h, w, 2)
-    folded = x.float().reshape(b * groups, c // groups, h, w)
-    sampled = F.grid_sample(folded, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-    sampled = sampled.view(b, groups, c // groups, taps, h, w) * weight.unsqueeze(2)
-    sampled = sampled.flatten(1, 2)  # (B, C, K, H, W)
-    if mode == DOT:
-        return (sampled * query.float().unsqueeze(2)).sum(1)
-    return (sampled.sum(2) if mode == SUM else sampled).to(x.dtype)
+def deform_attend(
+    query: Float[Tensor, "b c h w"],
+    key: Float[Tensor, "b c h w"],
+    value: Float[Tensor, "b c h w"],
+    displacement: Float[Tensor, "b g k 2 h w"],
+    weight: Float[Tensor, "b g k h w"],
+    top_k: int,
+) -> Attended:
+    """Attention of every pixel to the k places of ``key`` that `deform_dot` compares with ``query``, sparse: `top_k`.
+
+    ``weight`` multiplies keys and values. Where a kernel can do so, no sample is ever held.
+    """
+    attend = attender(query)
+    with torch.autocast(query.device.type, enabled=False):
+        return Attended(*attend(query, key, value, displacement.float(), weight.float(), top_k))
 
 
 def warp(x: Float[Tensor, "b c h w"], flow: Float[Tensor, "b 2 h w"]) -> Float[Tensor, "b c h w"]:
@@ -101,12 +93,6 @@ def warp(x: Float[Tensor, "b c h w"], flow: Float[Tensor, "b 2 h w"]) -> Float[T
     dy = (flow[:, 0] + rows).clamp(0, h - 1) - rows
     dx = (flow[:, 1] + columns).clamp(0, w - 1) - columns
     return deform_sum(x, torch.stack([dy, dx], dim=1)[:, None, None])
-
-
-def tap_grid(kernel_size: int, like: Tensor) -> Float[Tensor, "k 2"]:
-    """Displacements (dy, dx) of a square kernel's taps from its centre, row by row."""
-    steps = torch.arange(kernel_size, device=like.device, dtype=torch.float32) - kernel_size // 2
-    return torch.cartesian_prod(steps, steps)
 
 
 class OffsetGuidance(NamedTuple):
@@ -187,7 +173,19 @@ class ModulatedDeformConv(nn.Module):
 
         ``guidance`` as in `DeformOffsets`.
         """
-        samples = deform_sample(x, *self.offsets(guide, base, guidance))  # (B, C, 9, H, W)
+        displacement, modulation = self.offsets(guide, base, guidance)
+        convolve = convolver(x)
+        if convolve is not None:
+            with torch.autocast(x.device.type, enabled=False):
+                mixed = convolve(x, displacement, modulation, self.weight, self.bias)
+            return mixed.to(_mixing_type(x))
+        samples = deform_sample(x, displacement, modulation)  # (B, C, 9, H, W)
         columns = samples.permute(0, 3, 4, 2, 1).flatten(3)  # (B, H, W, 9C)
         mixed = F.linear(columns, self.weight.permute(0, 2, 3, 1).flatten(1), self.bias)
         return mixed.permute(0, 3, 1, 2)
+
+
+def _mixing_type(x: Tensor) -> torch.dtype:
+    """Of a convolution's result: autocast's, where that is on."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype

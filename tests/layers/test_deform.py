@@ -1,5 +1,6 @@
 """Deformable sampling and DCNv2: the definition written out pixel by pixel, and the layout of published weights."""
 
+import functools
 import logging
 import math
 from collections.abc import Iterator
@@ -13,20 +14,24 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from archs.layers import deform, deform_kernel
+from archs.layers import deform_backends, deform_kernel
 from archs.layers.deform import ModulatedDeformConv, deform_dot, deform_sample, deform_sum, warp
+from archs.layers.deform_backends import BACKENDS
 
 
-@pytest.fixture(params=["torch", "kernel"])
+def use(name: str, monkeypatch) -> None:
+    """Sample with one backend; no other is there. Skips where it cannot be used."""
+    reason = BACKENDS[name].missing("cpu")
+    if reason:
+        pytest.skip(f"{name}: {reason}")
+    monkeypatch.setenv("RESTORE_DEFORM", name)
+    monkeypatch.setattr(deform_backends, "choice", functools.cache(deform_backends.choice.__wrapped__))
+    monkeypatch.setattr(deform_backends, "BACKENDS", {name: BACKENDS[name]})
+
+
+@pytest.fixture(params=["torch", "cpp"])
 def backend(request, monkeypatch) -> str:
-    """Sample with PyTorch alone or with the compiled kernel; the other one is not there."""
-    if request.param == "torch":
-        monkeypatch.setattr(deform, "has_kernel", lambda: False)
-        monkeypatch.delattr(deform, "_sample_kernel")
-    elif not deform_kernel.has_kernel():
-        pytest.skip("the kernel cannot run: no C compiler, or RESTORE_DEFORM=torch")
-    else:
-        monkeypatch.delattr(deform, "_sample_torch")
+    use(request.param, monkeypatch)
     return request.param
 
 
@@ -132,13 +137,13 @@ def test_samples_fade_out_over_one_pixel(backend):
 
 @pytest.mark.parametrize("channels", [1, 3, 4, 5, 8, 9, 16, 20, 24, 32, 33, 257])
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_backends_agree_for_every_number_of_channels(channels, operation, monkeypatch):
-    if not deform_kernel.has_kernel():
-        pytest.skip("the kernel cannot run: no C compiler, or RESTORE_DEFORM=torch")
+def test_the_kernel_agrees_for_every_number_of_channels(channels, operation, monkeypatch):
     inputs = with_gradients(random_case(2, (3, 4), taps=3, channels=channels))
     ours, _ = OPERATIONS[operation]
-    kernel = list(values_and_gradients(ours(*inputs), inputs))
-    monkeypatch.setattr(deform, "has_kernel", lambda: False)
+    with monkeypatch.context() as patch:
+        use("cpp", patch)
+        kernel = list(values_and_gradients(ours(*inputs), inputs))
+    use("torch", monkeypatch)
     for a, b in zip(kernel, values_and_gradients(ours(*inputs), inputs), strict=True):
         assert_close(a, b, atol=2e-4, rtol=1e-4)
 
