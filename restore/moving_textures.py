@@ -1,13 +1,16 @@
 """Made clips whose class is how a texture moves: nothing to download, and nothing that a single frame tells.
 
-A window goes over a texture at constant speed. The texture is a photograph (`restore.sample`) mirrored into a torus,
-turned, with colours exchanged and contrast changed at random; the window begins anywhere on it. So every frame of every
-class has the same distribution, whatever its place in the clip, and the frames of a clip run backwards are those of a
-clip of the opposite direction: only their order tells.
+A window goes over a texture at constant speed. The texture is made of the details of a photograph (`restore.sample`)
+and mirrored into a torus, transposed or not, with its colours in any order; the window begins anywhere on it. So every
+frame of every class has the same distribution, whatever its place in the clip, and the frames of a clip run backwards
+are a clip of the opposite direction: only their order tells which it is.
+
+With ``hold`` 4 every frame is shown four times, so that the first layer of DTF, which takes four frames for one, sees
+nothing move: only what its filters over time make of the groups can tell.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -17,15 +20,38 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from restore.clip_sources import to_bytes
-from restore.sample import photograph
+from restore.labelled_clips import Labelled, LabelledClip
+from restore.sample import PHOTOGRAPHS, photograph
 
 DIRECTIONS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}  # of the texture: rows, columns
-OPPOSITE = {"left": "right", "right": "left", "up": "down", "down": "up"}
+
+
+def moving_textures(
+    directions: Sequence[str], speeds: Sequence[int], *, hold: int, photos: Sequence[str], number: int, length: int,
+    side: int, seed: int,
+) -> Labelled:  # fmt: skip
+    """``number`` clips, all classes (direction and speed) in turn; the same arguments give the same clips.
+
+    ValueError for what names no direction or photograph, and for numbers below 1.
+    """
+    for what, given, known in (("directions", directions, DIRECTIONS), ("photos", photos, PHOTOGRAPHS)):
+        if not given or not set(given) <= set(known) or len(set(given)) < len(given):
+            raise ValueError(f"{what}={list(given)}: give some of {', '.join(known)}, each once")
+    if not speeds or len(set(speeds)) < len(speeds) or min(*speeds, hold, number, length, side) < 1:
+        raise ValueError(f"speeds={list(speeds)} must differ; they, hold, number, length and side must be at least 1")
+    classes = [(direction, speed) for direction in directions for speed in speeds]
+    clips = []
+    for i in range(number):
+        (direction, speed), photo = classes[i % len(classes)], photos[i // len(classes) % len(photos)]
+        step = (DIRECTIONS[direction][0] * speed, DIRECTIONS[direction][1] * speed)
+        clip = MovingTexture(f"{direction}{speed}_{i:05d}", photo, (seed, i), step, length, (side, side), hold)
+        clips.append(LabelledClip(clip.name, i % len(classes), clip))
+    return Labelled(clips, tuple(f"{direction} {speed}" for direction, speed in classes))
 
 
 @dataclass(frozen=True)
 class MovingTexture:
-    """A clip that is rendered when it is asked for; every frame is shown ``hold`` times, `step` pixels from the next."""
+    """A clip, rendered when it is asked for; each frame is shown ``hold`` times, ``step`` pixels from the next."""
 
     name: str
     photo: str

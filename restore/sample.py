@@ -71,6 +71,7 @@ class _Path(NamedTuple):
 
 
 _BACKGROUNDS = ("gravel", "astronaut", "grass", "rocket", "brick", "coffee")
+PHOTOGRAPHS = ("astronaut", "rocket", "coffee", "chelsea", "brick", "gravel", "grass")
 _TINTS = {"gravel": (1.04, 0.98, 0.88), "grass": (0.88, 1.0, 0.58), "brick": (1.2, 0.94, 0.84)}
 _OBJECTS = (
     _Object("coffee", (_Ellipse(284, 209, 201, 171), _Ellipse(287, 113, 120, 97))),
@@ -243,7 +244,7 @@ def _pan(rng: random.Random, amplitude: float, speed: float) -> _Wave:
 
 
 def photograph(name: str) -> Float32[Tensor, "3 h w"]:
-    """A photograph of the list above by its name, RGB in 0..1, the grey ones tinted; ImportError without the package."""
+    """One of `PHOTOGRAPHS`, RGB in [0, 1], the grey ones tinted; ImportError without scikit-image."""
     try:
         from skimage import data
     except ImportError as error:
