@@ -186,7 +186,7 @@ def test_a_request_to_stop_ends_validation(options_file, monkeypatch):
         assert list(clips) == []
         return []
 
-    monkeypatch.setattr(training, "evaluate", evaluate)
+    monkeypatch.setattr(restoration, "evaluate", evaluate)
     assert command.main(arguments(options_file, "val.val_freq=2")) == 130
     folder = options_file.parent / "runs" / "tiny"
     assert states(folder) == [2] and not any("validation" in record for record in records(folder))
