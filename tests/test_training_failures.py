@@ -14,7 +14,7 @@ from runs import run, start, states, weights
 from torch.utils.data import get_worker_info
 
 import train as command
-from restore import interruptions, training
+from restore import interruptions, restoration, training
 from restore.clip_sources import SampleError
 from restore.data import DATASETS, Sample, SampleClips
 from restore.experiment import Experiment
