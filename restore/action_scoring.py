@@ -9,7 +9,7 @@ import hashlib
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -105,8 +105,8 @@ class _SetRun:
         saved = _Saved(self.folder / self.name / f"{scored.name}.jsonl", self._fingerprint(scored))
         known = {} if self.anew else saved.load()
         distributed.wait()  # all have read what is known before any process begins anew
-        if not known and distributed.is_main():
-            saved.begin()
+        if distributed.is_main():
+            saved.begin(known.values())
         distributed.wait()
         left = [clip for clip in distributed.share(self.test_set.found) if clip.name not in known]
         found = [guess for part in distributed.gather(list(self._new(scored, left, labels, saved))) for guess in part]
@@ -207,10 +207,11 @@ class _Saved:
             found[guess.clip] = guess
         return found
 
-    def begin(self) -> None:
-        """An empty file for this fingerprint."""
+    def begin(self, known: Iterable[Guess]) -> None:
+        """A file for this fingerprint with what is known, without lines that a kill has cut off."""
+        lines = [self.fingerprint, *(asdict(guess) for guess in known)]
         with replacing(self.path) as temporary:
-            temporary.write_text(json.dumps(self.fingerprint) + "\n", encoding="utf-8")
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
     def add(self, guess: Guess) -> None:
         """Keep the guess of a finished clip."""

@@ -12,6 +12,7 @@ from archs.action.inflate import Inflated, inflate, spelling_of_video_weights
 from archs.layers.dtf import TAPS, DTFBlock
 from restore.checkpoint import CheckpointError, build_network, load_state, read_info, read_state
 
+NOWHERE = "no such file; nothing is downloaded here, give the path of a local one"
 HEADS = ("fc.", "head.")  # keys of the last layer, ours and published
 
 
@@ -51,7 +52,9 @@ def load_classifier(
     A file that says of what network it is needs no ``section`` {type: ..., **constructor arguments}; for others it is
     built by that, and the weights have to be complete. `CheckpointError` for a file that does not fit.
     """
-    if Path(path).suffix == ".safetensors" and Path(path).is_file() and (section is None or _says_what_it_is(path)):
+    if not Path(path).is_file():
+        raise CheckpointError(f"{path}: {NOWHERE}")
+    if Path(path).suffix == ".safetensors" and (section is None or _says_what_it_is(path)):
         info = read_info(path)
         if info["network"]["type"] not in CLASSIFIERS:
             raise CheckpointError(f"{path}: holds {info['network']['type']}, which classifies nothing: it restores")
@@ -77,7 +80,7 @@ def _says_what_it_is(path: str | os.PathLike[str]) -> bool:
 
 def _read(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     if not Path(path).is_file():
-        raise CheckpointError(f"{path}: no such file; nothing is downloaded here, give the path of a local one")
+        raise CheckpointError(f"{path}: {NOWHERE}")
     return read_state(path)
 
 

@@ -358,7 +358,7 @@ def test_bad_input_of_training(here, capsys, override, message):
     ("override", "message"),
     [
         ("networks=[]", "networks: name files"),
-        ("networks=[nothing.safetensors]", "nothing.safetensors: "),
+        ("networks=[nothing.safetensors]", "nothing.safetensors: no such file"),
         ("datasets.held.dataroot=others", "1 of 2 classes are not those of the network: c"),
         ("datasets.held.num_frame=0", "must be at least 1"),
         ("datasets.held.crops=2", "crops=2 1 or 3"),
