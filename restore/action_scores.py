@@ -136,7 +136,7 @@ def as_text(record: Record) -> str:
     rows: list[tuple[str, ...]] = [heads]
     for method in record["methods"]:
         shares = [f"{method['figures'][key]:.2f}" for key in ("top1", "top5", "mean_class")]
-        spent = [f"{method['parameters']:,}", f"{method['gmac']:.2f}", f"{method['ms_per_clip']:.1f}"]
+        spent = [f"{method['parameters']:,}", f"{method['gmac']:.3g}", f"{method['ms_per_clip']:.1f}"]
         rows.append((method["name"], *shares, *spent))
     rows.append(("largest class", f"{record['chance']:.2f}", *[""] * 5))
     lines = [f"{record['set']}: {record['protocol']}", aligned(rows)]
