@@ -72,7 +72,10 @@ class ClipClassifier(nn.Module):
 
     def load_published(self, state: Mapping[str, Any]) -> None:
         """Copy weights under published names; ValueError where they do not fit or, as here, there are none."""
-        raise ValueError(f"{type(self).__name__} has no published weights; load those of its image network, or its own")
+        raise ValueError(
+            f"weights of a video network, of which {type(self).__name__} has no published ones; load its own, or those of "
+            "its image network"
+        )
 
     def check_clips(self, frames: int, size: int) -> None:
         """Raise ValueError, naming rule and way out, for clips of ``frames`` x ``size`` x ``size``.

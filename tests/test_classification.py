@@ -2,6 +2,9 @@
 
 import csv
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,7 @@ import pytest
 import torch
 from action.image_networks import resnet_file
 from runs import states
-from tiny import unchecked
+from tiny import ROOT, unchecked
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
@@ -401,3 +404,18 @@ def test_views_are_those_of_the_protocol():
         for crop, left in enumerate((0, 2, 4)):
             assert torch.equal(three[clip, crop], whole[[start, start + 2], :, 2:18, left : left + 16])
     assert torch.equal(one[:, 0], three[:, 1])
+
+
+def test_two_processes(here, capsys):
+    """Training shares batches and keeps one set of statistics; scoring gives the figures of one process."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for script, options in (("train.py", "tiny.yml"), ("test.py", "scored.yml")):
+        command = [*launcher, str(ROOT / script), "-opt", options, "--launcher", "pytorch"]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
+        assert done.returncode == 0, done.stderr
+    together = json.loads(Path("results/scored/held.json").read_text())["methods"][0]
+    assert score(more=("--anew",)) == 0
+    alone = json.loads(Path("results/scored/held.json").read_text())["methods"][0]
+    assert together["figures"] == alone["figures"] and len(alone["clips"]) == 6
+    assert [clip["ranked"] for clip in together["clips"]] == [clip["ranked"] for clip in alone["clips"]]
