@@ -73,8 +73,8 @@ class ClipClassifier(nn.Module):
     def load_published(self, state: Mapping[str, Any]) -> None:
         """Copy weights under published names; ValueError where they do not fit or, as here, there are none."""
         raise ValueError(
-            f"weights of a video network, but {type(self).__name__} has no published ones; load its own, or those of its "
-            "image network"
+            f"weights of a video network, but {type(self).__name__} has no published ones; load its own, or those of "
+            "its image network"
         )
 
     def check_clips(self, frames: int, size: int) -> None:
