@@ -1,5 +1,7 @@
 """Score networks on ground truth: python test.py -opt options/test_vid4.yml [--results theirs/] [--report page.html].
 
+Test sets of labelled clips score classifiers: python test.py -opt options/test_action.yml.
+
 Figures of finished clips are kept in results/<name>/, so that an interrupted run continues; torchrun shares the clips.
 """
 
@@ -30,11 +32,16 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     command = shlex.join(["python", "test.py", *(sys.argv[1:] if argv is None else argv)])
     from restore import distributed  # heavy: after the arguments are known to be good
+    from restore.action_scoring import is_of_labels, score_classifiers
     from restore.scoring import score
 
     try:
         options = load_options(arguments.opt, arguments.set)
         with distributed.processes(arguments.launcher):
+            if is_of_labels(options):
+                if arguments.results or arguments.report or arguments.claimed is not None:
+                    raise ValueError("--results, --report and --claimed are for restored clips, not for classifiers")
+                return 0 if score_classifiers(options, anew=arguments.anew, command=command) else 2
             whole = score(
                 options,
                 results=arguments.results,

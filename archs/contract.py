@@ -1,8 +1,8 @@
-"""What every network of `archs.ARCHS` takes, gives and declares."""
+"""What every network of `archs.ARCHS`, and every classifier of `archs.CLASSIFIERS`, takes, gives and declares."""
 
 import inspect
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -55,16 +55,57 @@ class VideoNet(nn.Module):
             )
 
 
-def and_keywords_of(base: type[VideoNet]) -> Callable[[Init], Init]:
+class ClipClassifier(nn.Module):
+    """A network that classifies clips: float RGB in [0, 1], (B, T, 3, h, w) -> logits (B, classes).
+
+    Subclasses set what they declare, take plain keyword arguments and implement `forward` and `features`.
+    """
+
+    classes: int
+    clip_length: int | None = None  # T that the weights are made for; None: they do not depend on it
+    frames_multiple_of: int = 1  # T must divide by it
+    multiple_of: int = 1  # h and w must divide by it
+
+    def features(self, clip: Float[Tensor, "b t 3 h w"]) -> list[Tensor]:
+        """Maps of the stages, each (B, T', C, h', w')."""
+        raise NotImplementedError
+
+    def load_published(self, state: Mapping[str, Any]) -> None:
+        """Copy weights under published names; ValueError where they do not fit or, as here, there are none."""
+        raise ValueError(
+            f"weights of a video network, but {type(self).__name__} has no published ones; load its own, or those of "
+            "its image network"
+        )
+
+    def check_clips(self, frames: int, size: int) -> None:
+        """Raise ValueError, naming rule and way out, for clips of ``frames`` x ``size`` x ``size``.
+
+        The filters of DTF would mirror clips that are shorter than their weights are for; what that costs nobody has
+        measured, so it is refused where a network is trained or scored.
+        """
+        name = type(self).__name__
+        if self.clip_length is not None and frames < self.clip_length:
+            raise ValueError(
+                f"{frames} frames, but the weights of {name} are for clips of {self.clip_length}: set num_frame: "
+                f"{self.clip_length}, or train a network of clip_length: {frames}"
+            )
+        if frames % self.frames_multiple_of:
+            raise ValueError(f"{frames} frames: {name} needs a multiple of {self.frames_multiple_of}")
+        if size % self.multiple_of:
+            raise ValueError(f"frames of {size}x{size}: {name} needs sides that are multiples of {self.multiple_of}")
+
+
+def and_keywords_of(base: type[nn.Module], without: Sequence[str] = ()) -> Callable[[Init], Init]:
     """For a constructor whose last parameter ``**others`` goes to ``base``: its signature shows the keywords of base.
 
-    Options files and their schema know what a network takes from its signature.
+    But for those ``without``, which the constructor gives itself. Options files and their schema know what a network
+    takes from its signature.
     """
 
     def shown(init: Init) -> Init:
         *mine, others = inspect.signature(init).parameters.values()
         assert others.kind is inspect.Parameter.VAR_KEYWORD
-        names = {parameter.name for parameter in mine}
+        names = {*(parameter.name for parameter in mine), *without}
         theirs = [p for p in inspect.signature(base.__init__).parameters.values() if p.name not in names]
         init.__signature__ = inspect.Signature([*mine, *theirs])  # type: ignore[attr-defined]
         init.__annotations__ = {**base.__init__.__annotations__, **init.__annotations__}

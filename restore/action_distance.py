@@ -16,7 +16,7 @@ no gradient reaches the others.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,37 +24,29 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
+from archs.action import CLASSIFIERS
 from archs.action.atm_clip import ATMCLIP
-from archs.action.atm_resnet import ATMResNet
-from archs.action.dtf_net import STEM_FRAMES, DTFNet
-from archs.action.dtf_transformer import PATCH, DTFTransformer
-from archs.action.inflate import Backbone
-from archs.layers.dtf import DTFBlock
+from archs.action.dtf_transformer import DTFTransformer
+from archs.contract import ClipClassifier
 from restore.backbone_weights import load_backbone
 from restore.metrics import as_values, check_pair
 
-BACKBONES: dict[str, Callable[..., Backbone]] = {
-    "dtf_net": DTFNet,
-    "dtf_transformer": DTFTransformer,
-    "atm_resnet": ATMResNet,
-    "atm_clip": ATMCLIP,
-}
 EPS = 1e-6
 ATM_FRAMES = 8  # ATM takes any number of frames; of those it is published for, the least
 
 Distance = Literal["mse", "l1"]
 
 
-def backbone(section: Mapping[str, Any]) -> Backbone:
+def backbone(section: Mapping[str, Any]) -> ClipClassifier:
     """The network of ``{"type": name, **constructor arguments}``, fresh; ValueError where it cannot be built."""
     name = section.get("type") if isinstance(section, Mapping) else None
-    if not isinstance(name, str) or name not in BACKBONES:
-        raise ValueError(f"network={section!r}: expected a section whose key type is one of {', '.join(BACKBONES)}")
+    if not isinstance(name, str) or name not in CLASSIFIERS:
+        raise ValueError(f"network={section!r}: expected a section whose key type is one of {', '.join(CLASSIFIERS)}")
     arguments = {key: tuple(value) if isinstance(value, list) else value for key, value in section.items()}
     del arguments["type"]
     try:
         with torch.random.fork_rng(devices=[]):  # the run's random numbers are left alone
-            return BACKBONES[name](**arguments)
+            return CLASSIFIERS[name](**arguments)
     except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise ValueError(f"network: these keys build no {name}: {' '.join(str(error).split())}") from error
 
@@ -92,20 +84,7 @@ class FeatureDistance(nn.Module):
     @property
     def clip_length(self) -> int:
         """Frames that the weights are for."""
-        lengths = [block.clip_length for block in self.network.modules() if isinstance(block, DTFBlock)]
-        return STEM_FRAMES * lengths[0] if lengths else ATM_FRAMES
-
-    @property
-    def frames_divide_by(self) -> int:
-        """What T is filled up to a multiple of."""
-        return STEM_FRAMES if isinstance(self.network, DTFNet | DTFTransformer) else 1
-
-    @property
-    def sides_divide_by(self) -> int:
-        """What height and width are cut to a multiple of."""
-        if isinstance(self.network, ATMCLIP):
-            return self.network.patch_size
-        return PATCH if isinstance(self.network, DTFTransformer) else 1
+        return self.network.clip_length or ATM_FRAMES
 
     def train(self, mode: bool = True) -> "FeatureDistance":
         """Never: statistics of norms are the checkpoint's."""
@@ -129,12 +108,12 @@ class FeatureDistance(nn.Module):
             return [u * (u.square().mean(2, keepdim=True) + EPS).rsqrt() for u in (maps[tap - 1] for tap in self.taps)]
 
     def _fitted(self, clip: Float[Tensor, "b t 3 h w"]) -> Float[Tensor, "b _ 3 _ _"]:
-        (height, width), side = clip.shape[-2:], self.sides_divide_by
+        (height, width), side = clip.shape[-2:], self.network.multiple_of
         rows, columns = height - height % side, width - width % side
         if not rows or not columns:
             raise ValueError(f"{self.name} needs frames of at least {side}x{side} px, got {height}x{width}")
         top, left = (height - rows) // 2, (width - columns) // 2
-        again = clip[:, -1:].expand(-1, -clip.shape[1] % self.frames_divide_by, -1, -1, -1)
+        again = clip[:, -1:].expand(-1, -clip.shape[1] % self.network.frames_multiple_of, -1, -1, -1)
         return torch.cat([clip, again], 1)[..., top : top + rows, left : left + columns]
 
 
@@ -201,7 +180,7 @@ class ActionDistance:
         """Formula, network and its file, stages, window, sizes."""
         ours = self._distance
         kind = "squared" if ours.distance == "mse" else "absolute"
-        cut = f"sides cut to multiples of {ours.sides_divide_by}" if ours.sides_divide_by > 1 else "whole frame"
+        cut = f"sides cut to multiples of {ours.network.multiple_of}" if ours.network.multiple_of > 1 else "whole frame"
         return (
             f"action distance (ours, after LPIPS): mean {kind} difference of features of root mean square 1, stages "
             f"{', '.join(map(str, ours.taps))} of {ours.name} with weights {ours.file.name} (SHA-256 {self._digest}"
@@ -220,7 +199,7 @@ class ActionDistance:
         return as_values((self._distance(restored[None, w], truth[None, w]) for w in windows), restored)
 
 
-def _stages(network: Backbone) -> int:
+def _stages(network: ClipClassifier) -> int:
     """How many maps its `features` gives."""
     if isinstance(network, ATMCLIP):
         return len(network.taps)

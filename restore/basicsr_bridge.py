@@ -47,9 +47,9 @@ from torch.utils.data import Dataset
 from archs import ARCHS, VideoNet
 from restore import distributed
 from restore.clip_sources import TrainingClip
-from restore.crops import APART
 from restore.data import DATASETS
 from restore.protocol import Window
+from restore.samples import APART
 from restore.schema import REST, Component, OptionError, construct, parse, ranged
 from restore.test_sets import TEST_SETS
 

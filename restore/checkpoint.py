@@ -13,16 +13,18 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from archs import ARCHS, VideoNet
+from archs import ARCHS, CLASSIFIERS, VideoNet
 from archs.layers.window_attention import ResidualSwinGroup, SwinBlock, relative_positions, shift_mask
 from restore import manifest
+
+Network = TypeVar("Network", bound=nn.Module)
 
 WEIGHTS = Path(__file__).with_name("weights")  # networks that ship with the package
 DEFAULT_MODEL = "stdan_s"
@@ -50,7 +52,9 @@ def load_network(
         info = read_info(path)
         if "privileged" in info:
             raise CheckpointError(f"{path}: a teacher, which needs the truth to restore; use the net_g beside it")
-        network, state = build_network(info["network"], path), _read_safetensors(path)
+        if info["network"]["type"] in CLASSIFIERS:
+            raise CheckpointError(f"{path}: a classifier of clips ({info['network']['type']}), which restores nothing")
+        network, state = build_network(info["network"], path, ARCHS), _read_safetensors(path)
         load_state(network, state, path)
     else:
         state = _read_pth(path)
@@ -81,20 +85,23 @@ def check_shipped(path: Path) -> None:
         )
 
 
-def build_network(network: Mapping[str, Any], path: Path) -> VideoNet:
-    """The network that a file's metadata describes: ``{"type": name, **constructor arguments}``, random weights."""
+def build_network(network: Mapping[str, Any], path: Path, table: Mapping[str, type[Network]]) -> Network:
+    """The network that a file's metadata describes: ``{"type": name, **constructor arguments}``, random weights.
+
+    ``table`` is `ARCHS` or `CLASSIFIERS`.
+    """
     # JSON has no tuples
     arguments = {key: tuple(value) if isinstance(value, list) else value for key, value in network.items()}
-    name = arguments.pop("type", None)
-    if name not in ARCHS:
-        raise CheckpointError(f"{path}: unknown architecture {name!r}; this version knows {', '.join(ARCHS)}")
+    name = str(arguments.pop("type", None))
+    if name not in table:
+        raise CheckpointError(f"{path}: unknown architecture {name!r}; this version knows {', '.join(table)}")
     try:
-        return ARCHS[name](**arguments)
+        return table[name](**arguments)
     except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise CheckpointError(f"{path}: its metadata does not build a {name}: {error}") from error
 
 
-def save_network(path: str | os.PathLike[str], network: VideoNet, description: Mapping[str, Any], **info: Any) -> None:
+def save_network(path: str | os.PathLike[str], network: nn.Module, description: Mapping[str, Any], **info: Any) -> None:
     """Write weights and metadata atomically.
 
     ``description`` is ``{"type": name, **constructor arguments}``; ``info`` is anything JSON can hold (iteration,

@@ -221,12 +221,12 @@ class VideoClip:
 
     def truth(self, frames: Sequence[int]) -> Sequence[UInt8[Tensor, "3 H W"]]:
         """The frames of these numbers. Raises SampleError."""
-        first = min(frames)
+        numbers = sorted(set(frames))
         try:
-            stretch = self.clip.read(first, max(frames) + 1)
+            found = dict(zip(numbers, self.clip.pick(numbers), strict=True))
         except ClipError as error:
             raise SampleError(str(self.clip.path), str(error).removeprefix(f"{self.clip.path}: ")) from error
-        return [to_bytes(stretch[i - first]) for i in frames]
+        return [to_bytes(found[i]) for i in frames]
 
     def inputs(self, frames: Sequence[int]) -> None:
         """Inputs are made from the truth."""

@@ -6,15 +6,13 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from archs import VideoNet
-
 
 def count_parameters(network: nn.Module) -> int:
     """Trainable and frozen parameters together."""
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def count_gmac(network: VideoNet, frames: int, height: int, width: int) -> float:
+def count_gmac(network: nn.Module, frames: int, height: int, width: int) -> float:
     """Multiply-adds, in 1e9, of one clip of (frames, height, width) input, counted while it runs.
 
     Convolutions, matrix products and attention count, as PyTorch's FlopCounterMode has them; sampling, normalisation

@@ -1,12 +1,10 @@
 """Training samples: augmented crops of random stretches of clips, input and truth of the same place and time.
 
-A sample depends on the seed and its number alone, not on workers, processes or what was drawn before it, so a run
-that continues at iteration n sees exactly what an uninterrupted one would have seen.
+A sample depends on the seed and its number alone (`restore.samples`).
 """
 
 import contextlib
 import logging
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, NamedTuple, TypedDict, get_type_hints
@@ -16,17 +14,15 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from restore.clip_sources import SampleError, TrainingClip, reduced
 from restore.degrade_exposure import MARGIN, Exposure
 from restore.degrade_video import DEGRADATIONS, Bicubic, BlurDown, Degradation, degraded
+from restore.samples import Samples
 from restore.schema import Component, OptionError, check_arguments, construct, parse
 
 log = logging.getLogger("restore")
 
-APART = 2**40  # between the numbers of a sample and of what replaces it; more than any run has samples
-ATTEMPTS = 100  # at a sample, so that a set without any readable file ends
 REACH = 2  # input pixels around a crop that its low resolution depends on: half the width of the bicubic kernel
 BLOCK = 8  # side of the blocks of JPEG, MPEG-4 and H.264, in pixels
 
@@ -62,15 +58,13 @@ class Turn(NamedTuple):
 
 
 @dataclass(eq=False)
-class ClipCrops(Dataset[Sample]):
+class ClipCrops(Samples):
     """Augmented crops of clips; the keywords are those of every training set.
 
     ``num_frame`` frames are the truth, ``interval_list`` (one is drawn for each sample) apart; every
     ``time_scale``-th of them is the input. Crops of ``gt_size`` are uniform in position, aligned to ``scale``, and the
     same for all frames. ``use_hflip`` flips left-right, ``use_rot`` flips up-down and transposes, ``random_reverse``
-    runs time backwards, each with probability 1/2 (the published STDAN recipe). A file that cannot be read is logged
-    and passed over: the sample is replaced by another that depends on the seed and its number alone; more than
-    ``skip_limit`` such files, counted over all workers, are a SampleError.
+    runs time backwards, each with probability 1/2 (the published STDAN recipe).
 
     ``degradation`` makes the input from the true frames: a section ``{type: bd | exposure | ..., ...}`` with the keys
     of that entry of `restore.degrade_video.DEGRADATIONS` but ``scale``, or such an object. The truth is augmented
@@ -90,7 +84,6 @@ class ClipCrops(Dataset[Sample]):
     use_hflip: bool = True
     use_rot: bool = True
     random_reverse: bool = True
-    skip_limit: int = 10
     degradation: Mapping[str, Any] | Degradation | None = None
 
     def __post_init__(self) -> None:
@@ -100,11 +93,7 @@ class ClipCrops(Dataset[Sample]):
             raise ValueError(f"num_frame={self.num_frame} is not a multiple of time_scale={self.time_scale} plus 1")
         if not self.interval_list or min(self.interval_list) < 1:
             raise ValueError(f"interval_list={list(self.interval_list)} needs whole numbers from 1 on, e.g. [1]")
-        if self.skip_limit < 0:
-            raise ValueError(f"skip_limit={self.skip_limit} must be at least 0")
-        self.seed = 0
-        # marks of unreadable files, in memory that all workers share
-        self._unreadable = torch.zeros(self.skip_limit + 1, dtype=torch.int64).share_memory_()
+        super().__post_init__()
         self._degrade: Degradation | None = None
         if self.degradation is not None:
             self._degrade = make_degradation(self.degradation, self.scale, "datasets.train.degradation")
@@ -141,14 +130,10 @@ class ClipCrops(Dataset[Sample]):
         """The number of different stretches of frames."""
         return int(sum(ends[-1] for ends in self._stretches.values()))
 
-    def __getitem__(self, number: int) -> Sample:
-        """The sample of this number; any number >= 0 is valid."""
-        for attempt in range(ATTEMPTS):
-            try:
-                return self.draw(np.random.default_rng((self.seed, number + APART * attempt)))
-            except SampleError as error:
-                self._note(error)
-        raise SampleError(f"sample {number}", f"{ATTEMPTS} files in turn could not be read; see the log")
+    @property
+    def text(self) -> str:
+        """How many stretches of frames of how many clips."""
+        return f"{len(self):,} stretches of {len(self.clips):,} clips"
 
     def draw(self, rng: np.random.Generator) -> Sample:
         """A sample by these random numbers. Raises SampleError where a file cannot be read."""
@@ -224,17 +209,6 @@ class ClipCrops(Dataset[Sample]):
     def _turn(self, rng: np.random.Generator) -> Turn:
         allowed = np.array([self.random_reverse, self.use_hflip, self.use_rot, self.use_rot])
         return Turn(*map(bool, (rng.random(4) < 0.5) & allowed))
-
-    def _note(self, error: SampleError) -> None:
-        """Log an unreadable file once; raise where there are too many."""
-        mark = zlib.crc32(error.file.encode()) + 1
-        if (self._unreadable == mark).any():
-            return
-        count = int(self._unreadable.count_nonzero())
-        if count >= self.skip_limit:
-            raise SampleError(error.file, f"{error.fault}; more than skip_limit={self.skip_limit} files like this")
-        self._unreadable[count] = mark
-        log.warning("%s; passed over", error)
 
     def _check_first(self) -> None:
         """Sizes that do not fit are told before training where the first clip shows them."""

@@ -20,6 +20,7 @@ from restore import distributed
 from restore.clip_sources import StoredClip, TrainingClip, lazy_clip, store, store_truth, to_bytes
 from restore.crops import ClipCrops, Sample, make_degradation, one_source
 from restore.sample import sample_clip
+from restore.samples import Samples
 from restore.schema import Component, OptionError, construct, parse
 from restore.trees import DVD_TEST, find_clips, nested, paired, reds, septuplets, train_list
 
@@ -309,9 +310,9 @@ class SampleNumbers(Sampler[int]):
 
 
 def training_batches(
-    samples: ClipCrops, numbers: SampleNumbers, *, workers: int, seed: int, pin_memory: bool = False
+    samples: Samples, numbers: SampleNumbers, *, workers: int, seed: int, pin_memory: bool = False
 ) -> Iterator[dict[str, Any]]:
-    """Batches of the samples of these numbers, each {"lq", "gt", "name"}."""
+    """Batches of the samples of these numbers."""
     samples.seed = seed
     return iter(
         DataLoader(

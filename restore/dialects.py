@@ -17,6 +17,9 @@ from restore.schema import OptionError
 
 Note = tuple[str, Change]  # whose spelling, and what was done with it
 NUMBER = (int, float)
+LABELLED = (  # names in restore.action_sets.ACTION_TEST_SETS, which is far above
+    *("ActionFolderTest", "ActionListTest", "SomethingSomethingTest", "KineticsTest", "MovingTexturesTest"),
+)
 
 
 def translate(tree: Mapping[str, Any], *, replace: bool = False) -> tuple[dict[str, Any], list[Note]]:
@@ -147,6 +150,15 @@ def known_backend(backend: Any) -> None:
         raise OptionError(f"type {kind!r} is not supported; folders and *.lmdb are recognised by dataroot_gt")
 
 
+def frames_of_views(frames: Any, kind: Any) -> Any:
+    """Sets of labelled clips have it; others windows."""
+    if kind in LABELLED:
+        return frames
+    if frames not in (-1, 7):
+        raise OptionError(f"{frames!r} is not supported: give window")
+    return None
+
+
 def septuplet(frames: Any, kind: Any) -> Any:
     """BasicSR's -1: all there are."""
     return 7 if frames == -1 and kind == "Vimeo90K" else frames
@@ -226,7 +238,10 @@ BASICSR = [
     dropped("datasets.*.num_prefetch_queue", "workers read ahead"),
     dropped("datasets.*.pin_memory", "always with CUDA"),
     dropped("datasets.*.persistent_workers", "workers stay"),
-    dropped("datasets.!train.num_frame", "window tells", -1, 7, otherwise="is not supported: give window"),
+    Rule(
+        "datasets.!train.num_frame", "datasets.!train.num_frame", frames_of_views, ("datasets.!train.type",),
+        "window tells",
+    ),
     dropped("datasets.!train.padding", "windows overlap"),
     dropped("datasets.!train.cache_data", "frames are read once"),
     # weights

@@ -120,10 +120,12 @@ def parallel(network: nn.Module, *, find_unused_parameters: bool = False) -> nn.
     device = next(network.parameters()).device
     devices = [device] if device.type == "cuda" else None
     parallel_class = nn.parallel.DistributedDataParallel
-    # buffers are constants here; the keyword that says so changed its name in PyTorch 2.13
+    # buffers are constants but for the statistics of norms over batches, where those of process 0 count; the keyword
+    # that says so changed its name in PyTorch 2.13
     named = "forward_sync_buffers" in inspect.signature(parallel_class).parameters
-    constant: dict[str, Any] = {"forward_sync_buffers" if named else "broadcast_buffers": False}
-    return parallel_class(network, device_ids=devices, find_unused_parameters=find_unused_parameters, **constant)
+    varying = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
+    sync: dict[str, Any] = {"forward_sync_buffers" if named else "broadcast_buffers": varying}
+    return parallel_class(network, device_ids=devices, find_unused_parameters=find_unused_parameters, **sync)
 
 
 def _meet() -> None:

@@ -2,17 +2,13 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from restore import distributed
 from restore.cost import count_gmac, count_parameters, synchronize
-from restore.device import pick_device
-from restore.experiment import Experiment
 from restore.log import duration
-from restore.memory import keep_freed_memory, peak_memory_mb
+from restore.memory import peak_memory_mb
 from restore.options import Options
-from restore.run import begin
-from restore.training import Batch, Loop, check, training_samples, use_threads
+from restore.training import Batch, Loop, prepared
 
 WARM = 60.0  # seconds: a first step below this is followed by a second, which tells what the others will take
 
@@ -22,13 +18,8 @@ def dry_run(options: Options) -> None:
 
     Nothing is written. Raises as `restore.training.train` would: bad options, bad data, a loss that is not finite.
     """
-    recipe = check(options)
-    keep_freed_memory()
-    use_threads(options)
-    device = pick_device(options.device)
-    run = begin(options, device)
-    samples = training_samples(options, run.network)
-    loop = Loop(options, recipe, run, samples, Experiment(Path(options.path.experiments) / options.name))
+    loop = prepared(options)
+    run, recipe = loop.run, loop.recipe
     loop.check_validation()
     run.iteration = 1
     batches = loop.batches()
@@ -52,16 +43,17 @@ def estimate(
     options, recipe, network = loop.options, loop.recipe, loop.run.network
     samples, saved = loop.samples, options.logger.keep_checkpoints
     many = options.train_set.batch_size_per_gpu * recipe.accum_iter * distributed.world_size()
-    (frames, _, *size), (frames_out, _, *size_out) = batch["lq"].shape[1:], batch["gt"].shape[1:]
+    frames, _, *size = batch[loop.task.source].shape[1:]
     gmac = count_gmac(network.eval(), frames, *size)
     weights = 4 * count_parameters(network) / 2**20
-    state = (4 if loop.run.average else 3) * weights  # Adam has two moments
+    moments = 1 if recipe.optim_g.type == "SGD" else 2
+    state = (1 + moments + bool(loop.run.average)) * weights
     terms = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
-    clip = f"{frames} x {size[0]}x{size[1]} -> {frames_out} x {size_out[0]}x{size_out[1]}"
+    clip = loop.task.shapes(batch, network)
     return [
         f"network    {type(network).__name__}, {count_parameters(network):,} parameters, on {loop.run.device}",
         f"clip       {clip}, {gmac:.1f} GMAC forward",
-        f"data       {len(samples):,} stretches of {len(samples.clips):,} clips; first batch in {reading:.1f} s",
+        f"data       {samples.text}; first batch in {reading:.1f} s",
         f"step       {many} clips in {seconds:.2f} s, {many / seconds:.2f} samples/s; {terms}",
         f"memory     {peak_memory_mb()} MB at its peak",
         f"disk       {weights:.0f} MB of weights at every save, {saved} states of {state:.0f} MB",

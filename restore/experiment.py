@@ -19,6 +19,7 @@ import yaml
 
 from restore.checkpoint import replacing
 from restore.options import OptionError, Options, as_dict
+from restore.schema import parse
 
 log = logging.getLogger("restore")
 
@@ -57,7 +58,7 @@ class Experiment:
         """
         resolved, path = as_dict(options), self.folder / "options.yml"
         if path.exists():
-            begun = yaml.safe_load(path.read_text(encoding="utf-8"))
+            begun = _with_later_keys(yaml.safe_load(path.read_text(encoding="utf-8")))
             differing = [key for key in _differences(begun, resolved) if not key.startswith(FREE)]
             if differing:
                 raise OptionError(
@@ -87,6 +88,14 @@ class Experiment:
 
     def _saved(self) -> list[Path]:
         return sorted(self.states.glob("*.state"))
+
+
+def _with_later_keys(begun: dict[str, Any]) -> dict[str, Any]:
+    """Options as an earlier version has written them, with the defaults of keys that there are since."""
+    try:
+        return as_dict(parse(Options, begun, ""))
+    except OptionError:
+        return begun
 
 
 def _differences(a: Any, b: Any, where: str = "") -> list[str]:

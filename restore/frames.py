@@ -11,7 +11,7 @@ a photograph is applied. What is particular to video files is in `restore.video`
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -88,6 +88,10 @@ class Clip:
         """
         return self.source.read(start, stop)
 
+    def pick(self, numbers: Sequence[int]) -> Tensor:
+        """Frames of these numbers, which increase, as `read` gives them; no others are kept."""
+        return self.source.pick(numbers)
+
 
 class FrameFolder:
     """The image files of one folder, in natural order of their stems."""
@@ -124,7 +128,11 @@ class FrameFolder:
                 f"{self.path}: no frames {start} to {stop} (the folder has {self.count}): "
                 "ask for 0 <= start < stop <= count"
             )
-        return torch.stack([self._frame(file) for file in self.files[start:stop]])
+        return self.pick(range(start, stop))
+
+    def pick(self, numbers: Sequence[int]) -> Tensor:
+        """Frames of these numbers, within 0 .. count - 1."""
+        return torch.stack([self._frame(self.files[number]) for number in numbers])
 
     def _frame(self, file: Path) -> Tensor:
         """The frame in `file`, whose size must be that of the frame that was read first."""

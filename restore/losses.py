@@ -1,4 +1,4 @@
-"""Training losses; `LOSSES` is the one table from a name in an options file to its class.
+"""Training losses; `LOSSES` and, for classifiers, `LABEL_LOSSES` are the tables from a name to a class.
 
 Losses compare a restored clip with the truth, in float32 whatever the network computes in. Weights mean little
 without a scale, so every loss tells its own against pixel L1 for a *white error* (independent Gaussian noise of
@@ -14,8 +14,9 @@ from math import sqrt
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from archs.layers.spectral import band_energies, hann, multiplicity, polar_bands, rfft2
 from restore.action_distance import ActionLoss
@@ -204,6 +205,27 @@ class AuxiliaryLoss(nn.Module):
         return self.loss_weight * offered[self.name].float()
 
 
+# ---- labels
+
+
+class CrossEntropyLoss(nn.Module):
+    """-log of the probability that a classifier gives the true class, the mean over clips.
+
+    With ``label_smoothing`` s the target is 1 - s for the true class and s for all classes in equal parts (Szegedy et
+    al., CVPR 2016).
+    """
+
+    def __init__(self, *, loss_weight: float = 1.0, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing={label_smoothing} must be at least 0 and less than 1")
+        self.loss_weight, self.label_smoothing = loss_weight, label_smoothing
+
+    def forward(self, logits: Float[Tensor, "b classes"], labels: Int64[Tensor, " b"]) -> Float[Tensor, ""]:
+        """The weighted loss, in float32."""
+        return self.loss_weight * F.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)
+
+
 LOSSES: dict[str, Callable[..., nn.Module]] = {
     "CharbonnierLoss": CharbonnierLoss,
     "L1Loss": L1Loss,
@@ -214,3 +236,5 @@ LOSSES: dict[str, Callable[..., nn.Module]] = {
     "ActionLoss": ActionLoss,
     "AuxiliaryLoss": AuxiliaryLoss,
 }
+
+LABEL_LOSSES: dict[str, Callable[..., nn.Module]] = {"CrossEntropyLoss": CrossEntropyLoss}  # of classifiers

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from archs import VideoNet
+from archs import ARCHS, VideoNet
 from restore.checkpoint import (
     DEFAULT_MODEL,
     CheckpointError,
@@ -74,7 +74,7 @@ def described(name: str) -> Model:
     path = find_weights(name)
     check_shipped(path)
     info = read_info(path)
-    network = build_network(info.pop("network"), path)
+    network = build_network(info.pop("network"), path, ARCHS)
     task = info.get("task") or derived_task(network)
     return Model(name, path, task, network.scale, network.time_scale, count_parameters(network), info)
 
@@ -109,7 +109,7 @@ def _default(task: str, names: Sequence[str]) -> str:
 
 def _task_of(path: Path) -> str:
     info = read_info(path)
-    return info.get("task") or derived_task(build_network(info["network"], path))
+    return info.get("task") or derived_task(build_network(info["network"], path, ARCHS))
 
 
 def load_for_task(

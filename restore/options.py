@@ -16,7 +16,7 @@ from typing import Literal
 
 import yaml
 
-from archs import ARCHS
+from archs import ARCHS, CLASSIFIERS
 from restore.dialects import summary, translate
 from restore.schema import (
     REST,
@@ -49,19 +49,25 @@ class LoaderOptions:
 class PathOptions:
     """Where a run reads and writes."""
 
-    pretrain_network_g: str | None = None  # weights to start from: a shipped model's name or a file
+    pretrain_network_g: str | None = None  # weights to start from: a shipped model's name, a file
     pretrain_extractor: str | None = None  # a file: weights of an action network or a ResNet for network_g.extractor
     experiments: str = "experiments"  # <experiments>/<name>/ holds everything a training run writes
 
 
 @dataclass(frozen=True)
 class OptimizerOptions:
-    """Adam or AdamW."""
+    """Adam, AdamW or SGD."""
 
-    type: Literal["Adam", "AdamW"] = "Adam"
+    type: Literal["Adam", "AdamW", "SGD"] = "Adam"
     lr: float = ranged(2e-4, low=0)
-    betas: tuple[float, float] = (0.9, 0.99)
+    betas: tuple[float, float] = (0.9, 0.99)  # of Adam and AdamW
     weight_decay: float = ranged(0.0, low=0)
+    momentum: float = ranged(0.9, low=0, high=1)  # of SGD
+    nesterov: bool = True  # of SGD
+
+    def __post_init__(self) -> None:
+        if self.type == "SGD" and self.nesterov and not self.momentum:
+            raise OptionError("nesterov: true needs a momentum above 0; set nesterov: false for plain SGD")
 
 
 @dataclass(frozen=True)
@@ -203,7 +209,7 @@ class Options:
         if not re.fullmatch(r"[\w.-]+", self.name):
             raise OptionError(f"name: {self.name!r} becomes a folder; use letters, digits, '.', '_' and '-'")
         if self.network_g is not None:
-            check_arguments(ARCHS, self.network_g, "network_g")
+            check_arguments({**ARCHS, **CLASSIFIERS}, self.network_g, "network_g")
         if self.find_unused_parameters and self.train and self.train.privileged:
             raise OptionError(
                 "find_unused_parameters: would count what train.privileged adds as unused; remove one of the two"

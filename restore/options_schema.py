@@ -24,11 +24,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from archs import ARCHS
+from archs import ARCHS, CLASSIFIERS
+from restore.action_sets import ACTION_SETS, ACTION_TEST_SETS
 from restore.checkpoint import replacing
 from restore.data import DATASETS
 from restore.degrade_video import DEGRADATIONS
-from restore.losses import LOSSES
+from restore.losses import LABEL_LOSSES, LOSSES
 from restore.metric_table import METRICS
 from restore.options import LoaderOptions, LossOptions, Options
 from restore.test_sets import TEST_SETS
@@ -55,11 +56,11 @@ class MixedSet:
 
 
 KINDS = {
-    "network": Kind(ARCHS),
-    "training_set": Kind(DATASETS, LoaderOptions),
+    "network": Kind({**ARCHS, **CLASSIFIERS}),
+    "training_set": Kind({**DATASETS, **ACTION_SETS}, LoaderOptions),
     "mixed_set": Kind({name: kind for name, kind in DATASETS.items() if name != "Mixed"}, MixedSet),
-    "test_set": Kind(TEST_SETS, LoaderOptions),
-    "loss": Kind(LOSSES, LossOptions),
+    "test_set": Kind({**TEST_SETS, **ACTION_TEST_SETS}, LoaderOptions),
+    "loss": Kind({**LOSSES, **LABEL_LOSSES}, LossOptions),
     "metric": Kind(METRICS),
     "degradation": Kind(DEGRADATIONS, without=["scale"]),
 }
@@ -150,7 +151,8 @@ def _type(kind: Any, place: str = "") -> Schema:
     """An annotation; ``place`` is the kind of section that belongs there, if it is one with ``type``."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
-        schema = _type(next(a for a in arguments if a is not type(None)), place)  # as `restore.schema.parse` does
+        kinds = [_type(argument, place) for argument in arguments if argument is not type(None)]
+        schema = kinds[0] if len(kinds) == 1 else {"anyOf": kinds}
         return _or_null(schema) if type(None) in arguments else schema
     if origin is Literal:
         return {"enum": list(arguments)}

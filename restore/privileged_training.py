@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from archs import VideoNet
+from archs import ARCHS, VideoNet
 from archs.layers.privileged import FeatureDistillation, FeatureListener, PrivilegedFeatures
 from restore.checkpoint import CheckpointError, build_network, find_weights, load_state, read_info, save_network
 from restore.options import OptionError, PrivilegedOptions
@@ -143,7 +143,7 @@ def with_privilege(network: VideoNet, options: PrivilegedOptions | None, *, pret
         raise OptionError(f"train.privileged: {error}") from error
 
 
-def shipped(network: VideoNet) -> VideoNet:
+def shipped(network: nn.Module) -> nn.Module:
     """The network to validate and use, without what training has put around it."""
     return network.network if isinstance(network, _Around) else network
 
@@ -160,6 +160,6 @@ def load_teacher(name_or_path: str | os.PathLike[str]) -> PrivilegedTeacher:
     info = read_info(path)
     if "privileged" not in info:
         raise CheckpointError(f"{path}: not a teacher; a run with role: teacher writes models/teacher_<n>.safetensors")
-    teacher = PrivilegedTeacher(build_network(info["network"], path), **info["privileged"])
+    teacher = PrivilegedTeacher(build_network(info["network"], path, ARCHS), **info["privileged"])
     load_state(teacher, safetensors.torch.load_file(path), path)
     return teacher

@@ -1,9 +1,8 @@
 """What a training run changes as it goes on: weights, their moving average, optimiser, scaler, random state."""
 
-import logging
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
@@ -14,30 +13,26 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.checkpoint import checkpoint
 
-from archs import ARCHS, VideoNet
-from archs.action.extractors import ActionExtractor
+from archs import VideoNet
 from restore import distributed
-from restore.checkpoint import CheckpointError, load_to_start, read_state
-from restore.options import OptionError, Options, TrainOptions, construct
-from restore.privileged_training import shipped, with_privilege
+from restore.options import OptionError, Options, TrainOptions
+from restore.privileged_training import shipped
 from restore.schedule import learning_rate
-
-log = logging.getLogger("restore")
 
 
 @dataclass
 class Run:
     """A run at ``iteration``; ``model`` is the network as a step calls it: compiled, in parallel."""
 
-    network: VideoNet
+    network: nn.Module
     model: nn.Module
-    average: VideoNet | None  # exponential moving average of the weights
+    average: nn.Module | None  # exponential moving average of the weights
     optimizer: Optimizer
     scaler: torch.amp.GradScaler
     iteration: int = 0
 
     @property
-    def best_network(self) -> VideoNet:
+    def best_network(self) -> nn.Module:
         """The weights to validate and ship: the average where there is one, without what is for training only."""
         return shipped(self.average or self.network)
 
@@ -98,21 +93,10 @@ class Run:
             mine.copy_(theirs)
 
 
-def begin(options: Options, device: torch.device) -> Run:
-    """Everything at iteration 0; `OptionError` where options do not fit each other."""
+def begin(options: Options, network: nn.Module, device: torch.device) -> Run:
+    """Everything at iteration 0, for a ``network`` on the CPU; `OptionError` where options do not fit each other."""
     recipe = options.train
-    assert options.network_g is not None and recipe is not None
-    torch.manual_seed(options.manual_seed)
-    network = construct(ARCHS, options.network_g, "network_g")
-    if network.scale != options.scale:
-        raise OptionError(f"scale: {options.scale}, but {options.network_g.type} has scale {network.scale}")
-    if options.path.pretrain_network_g:
-        fresh = _parts(load_to_start(network, options.path.pretrain_network_g))
-        log.info("started from %s; fresh parts: %s", options.path.pretrain_network_g, ", ".join(fresh) or "none")
-    if options.path.pretrain_extractor:
-        fresh = _parts(load_extractor(network, options.path.pretrain_extractor))
-        log.info("extractor from %s; fresh parts: %s", options.path.pretrain_extractor, ", ".join(fresh) or "none")
-    network = with_privilege(network, recipe.privileged, pretrained=bool(options.path.pretrain_network_g))
+    assert recipe is not None
     torch.manual_seed(options.manual_seed + distributed.rank())  # stochastic depth differs between processes
     network = network.to(device)
     if recipe.channels_last:
@@ -127,29 +111,8 @@ def begin(options: Options, device: torch.device) -> Run:
     return Run(network, model, average, optimizer, scaler)
 
 
-def load_extractor(network: VideoNet, path: str) -> list[str]:
-    """Copy weights of an action network, or of a ResNet, from a local file into the encoder of ``network``.
-
-    Returns the keys that stayed fresh. `OptionError` where the encoder is no `ActionExtractor`; `CheckpointError` for a
-    file that cannot be read or does not fit.
-    """
-    encoder = getattr(network, "encoder", None)
-    if not isinstance(encoder, ActionExtractor):
-        raise OptionError("path.pretrain_extractor: is for network_g.extractor: dtf_resnet or atm_resnet; set one")
-    state = read_state(path)
-    try:
-        return [f"encoder.{key}" for key in encoder.load_backbone(state)]
-    except ValueError as error:
-        raise CheckpointError(f"{path}: {error}") from error
-
-
-def _parts(keys: Sequence[str]) -> list[str]:
-    """The parts of a network that keys belong to: their first two names."""
-    return list(dict.fromkeys(".".join(key.split(".")[:2]) for key in keys))
-
-
 def make_optimizer(network: nn.Module, recipe: TrainOptions) -> Optimizer:
-    """Adam or AdamW, with a group for every entry of param_groups that matches and one for the rest."""
+    """Adam, AdamW or SGD, with a group for every entry of param_groups that matches and one for the rest."""
     left = dict(network.named_parameters())
     groups = []
     for i, entry in enumerate(recipe.param_groups):
@@ -160,9 +123,12 @@ def make_optimizer(network: nn.Module, recipe: TrainOptions) -> Optimizer:
         groups.append({"params": parameters, "lr_mult": entry.lr_mult, "freeze_until": entry.freeze_until})
     if left:
         groups.append({"params": list(left.values()), "lr_mult": 1.0, "freeze_until": 0})
-    options = recipe.optim_g
-    kind = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}[options.type]
-    return kind(groups, lr=options.lr, betas=options.betas, weight_decay=options.weight_decay, fused=True)
+    chosen = recipe.optim_g
+    shared: dict[str, Any] = {"lr": chosen.lr, "weight_decay": chosen.weight_decay, "fused": True}
+    if chosen.type == "SGD":
+        return torch.optim.SGD(groups, momentum=chosen.momentum, nesterov=chosen.nesterov, **shared)
+    kind = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}[chosen.type]
+    return kind(groups, betas=chosen.betas, **shared)
 
 
 def lay_channels_last(network: nn.Module) -> None:
@@ -172,8 +138,9 @@ def lay_channels_last(network: nn.Module) -> None:
             tensor.data = tensor.data.to(memory_format=torch.channels_last)
 
 
-def recompute_activations(network: VideoNet) -> None:
+def recompute_activations(network: nn.Module) -> None:
     """Keep only the inputs of the network's heavy parts and compute the rest again in the backward pass."""
+    assert isinstance(network, VideoNet)
     for module in network.heavy_modules():
         module.forward = partial(checkpoint, module.forward, use_reentrant=False)
 

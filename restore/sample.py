@@ -71,6 +71,7 @@ class _Path(NamedTuple):
 
 
 _BACKGROUNDS = ("gravel", "astronaut", "grass", "rocket", "brick", "coffee")
+PHOTOGRAPHS = ("astronaut", "rocket", "coffee", "chelsea", "brick", "gravel", "grass")
 _TINTS = {"gravel": (1.04, 0.98, 0.88), "grass": (0.88, 1.0, 0.58), "brick": (1.2, 0.94, 0.84)}
 _OBJECTS = (
     _Object("coffee", (_Ellipse(284, 209, 201, 171), _Ellipse(287, 113, 120, 97))),
@@ -116,7 +117,7 @@ def sample_clip(
     background = _BACKGROUNDS[seed % len(_BACKGROUNDS)]
     choice = [item for item in _OBJECTS if item.photo != background]
     item = choice[(seed + seed // len(_BACKGROUNDS)) % len(choice)]
-    paint_background = _Background(_photo(background), size, rng)
+    paint_background = _Background(photograph(background), size, rng)
     paint_object = _MovingObject(item, size, rng)
     return torch.stack([_develop(paint_object.over(paint_background.at(t), t)) for t in range(frames)])
 
@@ -180,7 +181,7 @@ class _MovingObject:
     """A cut-out that moves across the frame, darkens what lies beneath and hides it."""
 
     def __init__(self, item: _Object, size: tuple[int, int], rng: random.Random) -> None:
-        photo = _photo(item.photo)
+        photo = photograph(item.photo)
         left, top = min(e.x - e.radius_x for e in item.outline), min(e.y - e.radius_y for e in item.outline)
         right, bottom = max(e.x + e.radius_x for e in item.outline), max(e.y + e.radius_y for e in item.outline)
         self.centre = ((left + right) / 2, (top + bottom) / 2)
@@ -242,7 +243,8 @@ def _pan(rng: random.Random, amplitude: float, speed: float) -> _Wave:
     return _Wave(amplitude, sign * speed / amplitude, rng.uniform(-0.6, 0.6))
 
 
-def _photo(name: str) -> Float32[Tensor, "3 h w"]:
+def photograph(name: str) -> Float32[Tensor, "3 h w"]:
+    """One of `PHOTOGRAPHS`, RGB in [0, 1], the grey ones tinted; ImportError without scikit-image."""
     try:
         from skimage import data
     except ImportError as error:

@@ -18,7 +18,7 @@ COSTS: dict[str, tuple[str, Callable[[Any], str]]] = {
 
 def as_text(record: Record) -> str:
     """Two tables: methods with their averages and costs, then clips with the first metrics of every method."""
-    return "\n\n".join([_aligned(_averages(record)), _aligned(_clips(record))])
+    return "\n\n".join([aligned(_averages(record)), aligned(_clips(record))])
 
 
 def as_csv(record: Record) -> str:
@@ -33,7 +33,7 @@ def as_csv(record: Record) -> str:
         for over, key in (("mean over clips", "values"), ("mean over frames", "over_frames")):
             values = [row[key].get(name) for name in names]
             rows.append([record["set"], over, row["method"], row["which"], *values, *costs[row["method"]]])
-    return _written(rows)
+    return written(rows)
 
 
 def frames_csv(record: Record) -> str:
@@ -44,7 +44,7 @@ def frames_csv(record: Record) -> str:
         for frame in clip["frames"]:
             values = [frame["values"].get(name) for name in names]
             rows.append([record["set"], clip["clip"], clip["method"], frame["frame"], frame["synthesised"], *values])
-    return _written(rows)
+    return written(rows)
 
 
 def as_latex(record: Record) -> str:
@@ -131,7 +131,7 @@ def _best(metric: Mapping[str, Any], rows: Any) -> float | None:
     return (max if metric["higher_is_better"] else min)(values) if values else None
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
+def aligned(rows: Sequence[Sequence[str]]) -> str:
     """Columns of equal width: the first to the left, the others to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join(
@@ -141,7 +141,8 @@ def _aligned(rows: Sequence[Sequence[str]]) -> str:
     )  # fmt: skip
 
 
-def _written(rows: Sequence[Sequence[Any]]) -> str:
+def written(rows: Sequence[Sequence[Any]]) -> str:
+    """Rows as CSV."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()

@@ -8,40 +8,38 @@ repeats what an uninterrupted one would have done.
 import contextlib
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from functools import cached_property
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from archs import VideoNet
+from archs import CLASSIFIERS, VideoNet
 from restore import distributed
 from restore.checkpoint import save_network
+from restore.classification import Classification
 from restore.cost import count_parameters
-from restore.data import DATASETS, ClipCrops, SampleNumbers, training_batches
+from restore.data import SampleNumbers, training_batches
 from restore.device import autocast, pick_device
-from restore.evaluation import check_methods, chosen_metrics, evaluate
 from restore.experiment import Experiment
 from restore.interruptions import Interrupted, StopRequests, end_workers_at_exit, stop_requests
 from restore.log import console_logger
-from restore.losses import LOSSES, AuxiliaryLoss
+from restore.losses import AuxiliaryLoss
 from restore.memory import keep_freed_memory
-from restore.methods import network_method
-from restore.metric_table import METRICS
-from restore.options import OptionError, Options, TrainOptions, check_arguments, construct
+from restore.options import OptionError, Options, TrainOptions, construct
 from restore.privileged_training import PrivilegedTeacher, save_teacher
 from restore.progress import Meter, summary_writer
+from restore.restoration import Restoration
 from restore.run import Run, begin, clip_gradients
+from restore.samples import Samples
 from restore.schedule import ramp
-from restore.scores import ClipScore, mean_over_clips
-from restore.test_sets import TEST_SETS, TestClips
+from restore.task import Task
 
 log = logging.getLogger("restore")
 
-Batch = Mapping[str, Any]  # lq (B, T, 3, h, w), gt (B, U, 3, H, W), name
+Batch = Mapping[str, Any]  # the task's source and target, and name
 LEAST_SCALE = 2.0**-20  # of an fp16 loss: gradients that overflow even then are not finite at all
 
 
@@ -51,48 +49,37 @@ def train(options: Options) -> None:
     Raises ValueError for bad options or data, FloatingPointError for a loss or gradient that is not finite,
     `Interrupted` when asked to stop.
     """
-    recipe = check(options)
-    keep_freed_memory()
-    use_threads(options)
-    experiment = Experiment(Path(options.path.experiments) / options.name)
-    run = begin(options, pick_device(options.device))
-    samples = training_samples(options, run.network)
+    loop = prepared(options)
+    run, experiment = loop.run, loop.experiment
     if distributed.is_main():
         experiment.claim(options)
         console_logger(file=experiment.folder / "train.log")
     distributed.wait()
     continue_where_it_stopped(run, experiment)
     log.info("%s: %d parameters on %s", type(run.network).__name__, count_parameters(run.network), run.device)
-    Loop(options, recipe, run, samples, experiment).go_on()
+    loop.go_on()
 
 
-def check(options: Options) -> TrainOptions:
-    """Everything that can be refused before any work; returns the section ``train``."""
+def prepared(options: Options) -> "Loop":
+    """A run at iteration 0, with all that it needs; nothing is written. Raises ValueError as `train`."""
+    task, recipe = check(options)
+    keep_freed_memory()
+    use_threads(options)
+    torch.manual_seed(options.manual_seed)
+    run = begin(options, task.network(options), pick_device(options.device))
+    samples = task.samples(options, run.network)
+    return Loop(options, task, recipe, run, samples, Experiment(Path(options.path.experiments) / options.name))
+
+
+def check(options: Options) -> tuple[Task, TrainOptions]:
+    """Everything that can be refused before any work; returns what is trained for, and the section ``train``."""
     if options.train is None or options.network_g is None:
         raise OptionError("training needs the sections 'train' and 'network_g'")
-    check_arguments(DATASETS, options.train_set.dataset, "datasets.train")
-    for name, section in options.test_sets.items():
-        check_arguments(TEST_SETS, section, f"datasets.{name}")
-    for name, term in options.train.terms.items():
-        check_arguments(LOSSES, term.loss, f"train.losses.{name}")
-    for name, metric in options.val.metrics.items():
-        check_arguments(METRICS, metric, f"val.metrics.{name}")
+    task = Classification() if options.network_g.type in CLASSIFIERS else Restoration()
+    task.check(options)
     if options.logger.use_tb_logger:
         summary_writer()
-    return options.train
-
-
-def training_samples(options: Options, network: VideoNet) -> ClipCrops:
-    """The set datasets.train; `OptionError` where its samples are not what ``network`` restores."""
-    samples: ClipCrops = construct(DATASETS, options.train_set.dataset, "datasets.train")
-    for key in ("scale", "time_scale"):
-        made, wanted = getattr(samples, key), getattr(network, key)
-        if made != wanted:
-            raise OptionError(
-                f"datasets.train.{key}: {made}, but the network has {key} {wanted}: set {key}: {wanted} there or "
-                f"network_g.{key}: {made}"
-            )
-    return samples
+    return task, options.train
 
 
 def continue_where_it_stopped(run: Run, experiment: Experiment) -> None:
@@ -124,12 +111,12 @@ class Loop:
     """One run's iterations."""
 
     def __init__(
-        self, options: Options, recipe: TrainOptions, run: Run, samples: ClipCrops, experiment: Experiment
+        self, options: Options, task: Task, recipe: TrainOptions, run: Run, samples: Samples, experiment: Experiment
     ) -> None:
-        self.options, self.recipe, self.run = options, recipe, run
+        self.options, self.task, self.recipe, self.run = options, task, recipe, run
         self.samples, self.experiment = samples, experiment
         self.losses = {
-            name: construct(LOSSES, term.loss, f"train.losses.{name}") for name, term in recipe.terms.items()
+            name: construct(task.losses, term.loss, f"train.losses.{name}") for name, term in recipe.terms.items()
         }
         self.meter = Meter(options, experiment, recipe.total_iter)
         self.skipped: set[int] = set()  # iterations whose batch has made the loss infinite
@@ -216,23 +203,24 @@ class Loop:
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
         """Every loss of one batch, so scaled that all batches and processes of a step together give its mean or sum."""
         device = self.run.device
-        clip, truth = (batch[key].to(device, non_blocking=True) for key in ("lq", "gt"))
+        clip, truth = (batch[key].to(device, non_blocking=True) for key in (self.task.source, self.task.target))
         with autocast(device, self.recipe.precision):
-            restored = self.run.model(clip, truth) if self.recipe.privileged else self.run.model(clip)
+            result = self.run.model(clip, truth) if self.recipe.privileged else self.run.model(clip)
         terms = {}
         for name, loss in self.losses.items():
             bounds = self.recipe.terms[name].ramp
             weight = 1.0 if bounds is None else ramp(self.run.iteration, *bounds)
             # DDP averages gradients over processes: a sum must be made up for, a mean divided among the batches
             share = distributed.world_size() if _sums(loss) else 1 / self.recipe.accum_iter
-            terms[name] = self._value(loss, restored, truth) * (weight * share)
+            terms[name] = self._value(loss, result, truth) * (weight * share)
         return terms
 
-    def _value(self, loss: nn.Module, restored: Tensor, truth: Tensor) -> Tensor:
-        """A loss of the pictures, or what the network has left of its own in the forward pass."""
+    def _value(self, loss: nn.Module, result: Tensor, truth: Tensor) -> Tensor:
+        """A loss of the result, or what the network has left of its own in the forward pass."""
         if isinstance(loss, AuxiliaryLoss):
+            assert isinstance(self.run.network, VideoNet)
             return loss(self.run.network.auxiliary_losses())
-        return loss(restored.float(), truth)
+        return loss(result.float(), truth)
 
     def _synchronised(self, *, last: bool) -> contextlib.AbstractContextManager[None]:
         """Processes exchange gradients with the last batch of a step only."""
@@ -263,7 +251,8 @@ class Loop:
             assert options.network_g is not None
             models, n, description = self.experiment.models, run.iteration, options.network_g.describe()
             path = models / f"net_g_{n}.safetensors"
-            save_network(path, run.best_network, description, iteration=n, validation=figures)
+            about = self.task.about(self.samples)
+            save_network(path, run.best_network, description, iteration=n, validation=figures, **about)
             teacher = run.average or run.network
             if isinstance(teacher, PrivilegedTeacher):
                 save_teacher(models / f"teacher_{n}.safetensors", teacher, description, iteration=n)
@@ -271,16 +260,15 @@ class Loop:
         distributed.wait()
 
     @cached_property
-    def test_sets(self) -> dict[str, TestClips]:
+    def test_sets(self) -> dict[str, Sized]:
         """The validation sets by name."""
         sections = self.options.test_sets.items()
-        return {name: construct(TEST_SETS, section, f"datasets.{name}") for name, section in sections}
+        return {name: construct(self.task.test_sets, section, f"datasets.{name}") for name, section in sections}
 
     def check_validation(self) -> None:
         """Raise ValueError now for test sets and metrics that the first validation would find missing."""
         for name, test_set in self.test_sets.items():
-            check_methods(name, test_set.protocol, [network_method("network", self.run.network, self.run.device)])
-            chosen_metrics(self.options.val.metrics, test_set.protocol)
+            self.task.check_validation(self.options, self.run.network, name, test_set)
 
     def _validate(self, stop: StopRequests, *, done: bool) -> dict[str, dict[str, float]]:
         """Figures of the test sets when it is time; a request to stop ends it, but for the one at the run's end."""
@@ -292,7 +280,7 @@ class Loop:
             stop = StopRequests()
         for name, test_set in self.test_sets.items():
             images = self.experiment.folder / "visualization" / str(run.iteration)
-            means = validate(run.best_network, self.options, name, test_set, images, stop)
+            means = self.task.validate(self.options, run.best_network, name, test_set, images, stop)
             if distributed.any_of(stop.requested, run.device):
                 log.info("it %d  %s: asked to stop, not validated", run.iteration, name)
                 break
@@ -301,29 +289,6 @@ class Loop:
                 self.meter.validated(run.iteration, name, means)
         run.network.train()
         return figures
-
-
-def validate(
-    network: VideoNet, options: Options, name: str, test_set: TestClips, images: Path, stop: StopRequests
-) -> dict[str, float]:
-    """Figures on one validation set by the code and protocol of `test.py`; clips are shared among processes.
-
-    Every process gets the same figures; clips after a request to stop are missing in them.
-    """
-    device = next(network.parameters()).device
-    method = network_method("network", network.eval(), device, tile=options.val.tile, precision=options.val.precision)
-    check_methods(name, test_set.protocol, [method])
-    metrics = chosen_metrics(options.val.metrics, test_set.protocol)
-    saved = images if options.val.save_img else None
-    mine: list[ClipScore] = []
-    clips = takewhile(lambda _: not stop.requested, distributed.share(test_set.found))
-    for clip, result in evaluate(clips, test_set.protocol, [method], metrics, images=saved):
-        if isinstance(result, ValueError):
-            log.warning("datasets.%s: %s: %s", name, clip, result)
-        else:
-            mine.append(result)
-    scores = [score for part in distributed.gather(mine) for score in part]
-    return {metric: mean_over_clips(scores, metric) for metric in metrics}
 
 
 def _names(parts: Sequence[Batch]) -> str:

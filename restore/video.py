@@ -14,7 +14,7 @@ decoder conceals is a warning. A transport stream (.ts) does not say how long it
 
 import logging
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from fractions import Fraction
 from itertools import islice
@@ -106,16 +106,22 @@ class VideoFile:
 
     def read(self, start: int, stop: int) -> Tensor:
         """Frames start .. stop - 1, (T, 3, H, W) float32 in [0, 1], decoded from the key frame before the range."""
+        return self.pick(range(start, stop))
+
+    def pick(self, numbers: Sequence[int]) -> Tensor:
+        """Frames of these numbers, which increase; those between are decoded, but neither converted nor kept."""
+        start, stop = (numbers[0], numbers[-1] + 1) if numbers else (0, 0)
         if not self._scanned:
             self._index, self._scanned = self._scan(), True
             self._count = self._count if self._index is None else len(self._index.times)
         self._check_range(start, stop, self._count)
-        frames = None if self._index is None else self._read_indexed(self._index, start, stop)
+        frames = None if self._index is None else self._read_indexed(self._index, numbers)
         if frames is None:
             if self._index is not None:  # the decoder gives other frames than the packets announce
                 self._index = self._count = None
-            frames = list(islice(self, start, stop))
-            self._check_range(start, stop, start + len(frames))
+            stretch = list(islice(self, start, stop))
+            self._check_range(start, stop, start + len(stretch))
+            frames = [stretch[number - start] for number in numbers]
         return torch.stack(frames)
 
     def _check_range(self, start: int, stop: int, count: int | None) -> None:
@@ -123,23 +129,25 @@ class VideoFile:
             has = "" if count is None else f" (the video has {count})"
             raise ClipError(f"{self.path}: no frames {start} to {stop}{has}: ask for 0 <= start < stop <= count")
 
-    def _read_indexed(self, index: "_Index", start: int, stop: int) -> list[Tensor] | None:
+    def _read_indexed(self, index: "_Index", numbers: Sequence[int]) -> list[Tensor] | None:
         """Frames found by their times, or None where seeking fails or the decoder does not follow the index."""
-        wanted = index.times[start:stop]
+        number, wanted = numbers[0], set(numbers)
         frames: list[Tensor] = []
         with _opened(self.path) as (container, stream):
-            before = _seek(container, stream, index, wanted[0])
+            before = _seek(container, stream, index, index.times[number])
             if before is None:
                 return None
             convert = _Converter(self)
             for picture in self._decode(container, stream, before):
-                if picture.pts is not None and picture.pts < wanted[0]:
+                if picture.pts is not None and picture.pts < index.times[numbers[0]]:
                     continue
-                if picture.pts != wanted[len(frames)]:
+                if picture.pts != index.times[number]:
                     return None
-                frames.append(convert(picture))
-                if len(frames) == len(wanted):
+                if number in wanted:
+                    frames.append(convert(picture))
+                if number == numbers[-1]:
                     return frames
+                number += 1
         return None
 
     def _decode(self, container: InputContainer, stream: VideoStream, before: int) -> Iterator[VideoFrame]:

@@ -9,9 +9,10 @@ from tiny import seeded_clip, unchecked
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from archs.action.inflate import Backbone
+from archs.action import CLASSIFIERS
+from archs.contract import ClipClassifier
 from restore import action_distance
-from restore.action_distance import BACKBONES, ActionDistance, ActionLoss, backbone
+from restore.action_distance import ActionDistance, ActionLoss, backbone
 from restore.losses import LOSSES, L1Loss
 from restore.metric_table import METRICS
 from restore.metrics import Metric
@@ -53,7 +54,7 @@ def train(network: nn.Module, *clips: Tensor) -> None:
 
 
 @pytest.fixture(scope="module")
-def trained() -> dict[str, Backbone]:
+def trained() -> dict[str, ClipClassifier]:
     torch.manual_seed(0)
     networks = {name: backbone(section(name)) for name in TINY}
     for network in networks.values():
@@ -100,7 +101,7 @@ def blurred(clip: Tensor, times: int) -> Tensor:
 
 
 def test_every_network_is_tested():
-    assert BACKBONES.keys() == TINY.keys()
+    assert CLASSIFIERS.keys() == TINY.keys()
 
 
 def test_equal_clips(loss):

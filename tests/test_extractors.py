@@ -16,7 +16,9 @@ from archs.layers.window_attention import SwinTrunk
 from restore.checkpoint import CheckpointError, load_network, save_network
 from restore.cost import count_parameters
 from restore.options import OptionError, load_options
-from restore.run import begin, load_extractor, recompute_activations
+from restore.restoration import load_extractor
+from restore.run import recompute_activations
+from restore.training import prepared
 
 TAPS = {"predictor": "taps", "norm": "gn", "sharing": "paper", "groups": 8}
 NARROW = {"hidden": 32, "context": 3, "norm": "group", "ends": "replicate"}
@@ -186,7 +188,7 @@ def test_a_run_starts_from_a_file(options_file, tmp_path):
         "network_g.extractor=dtf_resnet", f"path.pretrain_extractor={tmp_path / 'resnet.safetensors'}",
         f"train.param_groups=[{{match: '{still}', freeze_until: 3}}]",
     ]  # fmt: skip
-    begun = begin(load_options(options_file, changes), torch.device("cpu"))
+    begun = prepared(load_options(options_file, changes)).run
     backbone = begun.network.encoder.backbone
     assert torch.equal(backbone.layer1[2].conv1.weight[:, :, 0], state["layer1.2.conv1.weight"])
     assert begun.network.upsample.before.weight.is_contiguous(memory_format=torch.channels_last)

@@ -9,8 +9,9 @@ import pytest
 import yaml
 from tiny import ROOT
 
-from archs import ARCHS
+from archs import ARCHS, CLASSIFIERS
 from restore import options_schema
+from restore.action_sets import ACTION_SETS, ACTION_TEST_SETS
 from restore.data import DATASETS
 from restore.options import OptionError, check_arguments, load_options
 from restore.options_schema import json_schema, main
@@ -66,6 +67,9 @@ def test_shipped_files_validate_and_name_the_schema(validator, path):
         "train.losses.second={type: CharbonnierLoss, ramp: [0, 10]}",
         "train.param_groups=[{match: interpolate, lr_mult: 0.1}]",
         "train.grad_clip=~",
+        "train.optim_g={type: SGD, momentum: 0.8, nesterov: false}",
+        "network_g={type: atm_resnet, classes: 4, depth: [1, 1, 1, 1]}",
+        "network_g={type: dtf_net, depth: 101, predictor: resample}",
         "network_g.skip=~",
         "network_g.upsample_width=8",
         "val.metrics.psnr={type: psnr, crop_border: 4}",
@@ -96,7 +100,7 @@ def test_both_take(validator, assignment):
         "train.precision=fp8",
         "train.optim_g.betas=[0.9]",
         "train.optim_g.betas=0.9",
-        "train.optim_g.type=SGD",
+        "train.optim_g.type=RMSprop",
         "train.param_groups=[{lr_mult: 1}]",
         "train.param_groups=[{match: x, lr_mul: 1}]",
         "train.pixel_opt={loss_weight: 1}",
@@ -156,7 +160,12 @@ def test_the_schema_knows_values_that_constructors_refuse(validator, assignment)
 
 def test_every_type_is_described():
     schema = json_schema()["definitions"]
-    for kind, table in (("network", ARCHS), ("training_set", DATASETS), ("test_set", TEST_SETS)):
+    tables = {
+        "network": {**ARCHS, **CLASSIFIERS},
+        "training_set": {**DATASETS, **ACTION_SETS},
+        "test_set": {**TEST_SETS, **ACTION_TEST_SETS},
+    }
+    for kind, table in tables.items():
         assert schema[kind]["properties"]["type"]["enum"] == list(table)
         assert all(branch["then"]["description"].endswith((".", ":")) for branch in schema[kind]["allOf"])
 

@@ -56,7 +56,7 @@ def test_background_moves_slowly_and_the_object_fast(seed):
 
 @pytest.mark.parametrize("frames", [[0, 1, 2], [100, 101, 102]])
 def test_motion_is_smooth(frames):
-    background = sample._Background(sample._photo("astronaut"), (256, 448), random.Random(0))
+    background = sample._Background(sample.photograph("astronaut"), (256, 448), random.Random(0))
     x = torch.tensor([background.path.at(t)[:2] for t in frames])
     velocity = x.diff(dim=0)
     assert velocity.diff(dim=0).abs().max() < 0.2
@@ -73,7 +73,7 @@ def test_the_object_hides_the_background_and_uncovers_it():
 
 @pytest.mark.parametrize(("name", "size"), [("rocket", (256, 448)), ("astronaut", (300, 100))])
 def test_the_camera_never_sees_the_photos_border(monkeypatch, name, size):
-    background = sample._Background(sample._photo(name), size, random.Random(2))
+    background = sample._Background(sample.photograph(name), size, random.Random(2))
     seen = []
 
     def record(_photo, _size, position):

@@ -12,8 +12,8 @@ from restore.checkpoint import read_info
 from restore.experiment import Experiment
 from restore.losses import CharbonnierLoss
 from restore.options import SchedulerOptions, load_options
-from restore.run import begin
 from restore.schedule import learning_rate
+from restore.training import prepared
 
 
 def test_a_continued_run_equals_an_uninterrupted_one(options_file):
@@ -125,7 +125,7 @@ def test_charbonnier():
 
 
 def test_the_average_follows(options_file):
-    run = begin(load_options(options_file), torch.device("cpu"))
+    run = prepared(load_options(options_file)).run
     assert run.average is not None
     run.iteration = 1000
     for parameter in run.network.parameters():

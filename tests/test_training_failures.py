@@ -14,14 +14,14 @@ from runs import run, start, states, weights
 from torch.utils.data import get_worker_info
 
 import train as command
-from restore import interruptions, training
+from restore import interruptions, restoration, training
 from restore.clip_sources import SampleError
 from restore.data import DATASETS, Sample, SampleClips
 from restore.experiment import Experiment
 from restore.interruptions import StopRequests
 from restore.losses import LOSSES, CharbonnierLoss
 from restore.options import load_options
-from restore.run import begin
+from restore.training import prepared
 
 NO_VALIDATION = "val.val_freq=null"
 
@@ -150,7 +150,7 @@ def test_a_loss_or_gradient_that_is_not_finite(options_file, capsys, faulty, wha
 def test_an_overflow_costs_a_step_and_halves_the_scale(options_file):
     options = ["train.precision=fp16", "train.pixel_opt.loss_weight=1e4", "train.total_iter=1", NO_VALIDATION]
     folder = run(options_file, *options, "logger.print_freq=1")
-    before = begin(load_options(options_file, options), torch.device("cpu")).network.state_dict()
+    before = prepared(load_options(options_file, options)).run.network.state_dict()
     state = latest_state(folder)
     assert state["scaler"]["scale"] == 2.0**15
     assert all(torch.equal(value, state["network"][key]) for key, value in before.items())
@@ -186,7 +186,7 @@ def test_a_request_to_stop_ends_validation(options_file, monkeypatch):
         assert list(clips) == []
         return []
 
-    monkeypatch.setattr(training, "evaluate", evaluate)
+    monkeypatch.setattr(restoration, "evaluate", evaluate)
     assert command.main(arguments(options_file, "val.val_freq=2")) == 130
     folder = options_file.parent / "runs" / "tiny"
     assert states(folder) == [2] and not any("validation" in record for record in records(folder))

@@ -18,14 +18,16 @@ from runs import run, start, states, weights
 from torch import nn
 from torch.distributed import HashStore
 
-from restore import distributed, training
+from restore import distributed
 from restore.checkpoint import load_network, read_info
 from restore.data import SampleNumbers
 from restore.experiment import Experiment
 from restore.interruptions import StopRequests
-from restore.options import load_options
-from restore.run import begin
+from restore.options import construct, load_options
+from restore.restoration import Restoration
 from restore.sample import sample_clip
+from restore.test_sets import TEST_SETS
+from restore.training import prepared
 from restore.writers import write_image
 
 # Adam turns rounding in a gradient near zero into a part of the rate: a low rate, that still moves all by 3e-5
@@ -93,8 +95,8 @@ def test_shared_validation_gives_the_figures_of_one_process(options_file, togeth
     options, found = load_options(options_file), read_info(path)["validation"]
     assert [record["validation"] for record in records(together) if "validation" in record] == ["val", "three"]
     for name, section in options.test_sets.items():
-        clips = training.construct(training.TEST_SETS, section, f"datasets.{name}")
-        figures = training.validate(load_network(path), options, name, clips, Path("unused"), StopRequests())
+        clips = construct(TEST_SETS, section, f"datasets.{name}")
+        figures = Restoration().validate(options, load_network(path), name, clips, Path("unused"), StopRequests())
         assert figures and figures == found[name]
         assert {"iteration": 6, "validation": name, **figures} in records(together)
 
@@ -161,9 +163,9 @@ def test_sigterm_saves_and_one_process_continues(options_file):
 
 def test_a_process_without_a_random_state_keeps_its_own(options_file, monkeypatch):
     """As where two continue what one has saved."""
-    saved = begin(load_options(options_file), torch.device("cpu")).state()
+    saved = prepared(load_options(options_file)).run.state()
     monkeypatch.setattr(distributed, "rank", lambda: 1)
-    second = begin(load_options(options_file), torch.device("cpu"))
+    second = prepared(load_options(options_file)).run
     torch.rand(7)
     before = torch.get_rng_state()
     second.restore({**saved, "iteration": 5})

@@ -15,7 +15,7 @@ import train as command
 from restore.experiment import Experiment
 from restore.losses import LOSSES, CharbonnierLoss
 from restore.options import load_options
-from restore.run import begin
+from restore.training import prepared
 
 NO_VALIDATION = "val.val_freq=null"
 
@@ -112,7 +112,7 @@ def test_accumulated_batches_equal_a_larger_one(options_file):
 
 def test_groups_have_rates_and_freeze(options_file):
     groups = "train.param_groups=[{match: '^encoder', lr_mult: 0}, {match: '^motion', freeze_until: 6}]"
-    before = begin(load_options(options_file), torch.device("cpu")).network.state_dict()
+    before = prepared(load_options(options_file)).run.network.state_dict()
     after = weights(run(options_file, groups, "train.ema_decay=0", NO_VALIDATION), 6)
     for key, value in before.items():
         same = torch.equal(value, after[key])

@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from archs.contract import ClipClassifier
 from archs.layers.atm import ATMTokens, Names, published_shape, renamed, token_names
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -30,7 +31,7 @@ ATM_CLIPS: dict[str, dict[str, Any]] = {  # arguments of the published sizes
 }
 
 
-class ATMCLIP(nn.Module):
+class ATMCLIP(ClipClassifier):
     """Classifier and features of clips: float RGB in [0, 1], (B, T, 3, H, W), any T, H and W multiples of ``patch``.
 
     ``ATMCLIP(classes=400, **ATM_CLIPS["b16"])`` is the published size. ``size`` is that of the images the positions
@@ -51,6 +52,7 @@ class ATMCLIP(nn.Module):
         self.taps = tuple(sorted({(i + 1) * depth // 4 - 1 for i in range(4)} - {-1})) if taps is None else taps
         if not self.taps or not all(0 <= tap < depth for tap in self.taps):
             raise ValueError(f"taps={self.taps} are not blocks 0..{depth - 1}")
+        self.classes, self.multiple_of = classes, patch
         self.patch_size, self.side = patch, size // patch
         self.patch = nn.Conv2d(3, width, patch, patch, bias=False)
         self.class_token = nn.Parameter(width**-0.5 * torch.randn(width))

@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from archs.action.dtf_net import Normalise
+from archs.contract import ClipClassifier
 from archs.layers.atm import ATMBranch, Ends, Norm, Operation
 
 BLOCKS: dict[int, tuple[int, ...]] = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 
 
-class ATMResNet(nn.Module):
+class ATMResNet(ClipClassifier):
     """Classifier and features of clips: float RGB in [0, 1], (B, T, 3, H, W), any T, H and W.
 
     ``depth`` 50 or 101, or four numbers of blocks. ``after`` are the stages (1..4) that ATM follows, where each of the
@@ -40,6 +41,7 @@ class ATMResNet(nn.Module):
             raise ValueError(f"depth={depth} is none of {', '.join(map(str, BLOCKS))}, nor four numbers of blocks")
         if not set(after) <= {1, 2, 3, 4}:
             raise ValueError(f"after={after} are not stages 1..4")
+        self.classes = classes
         self.normalise = Normalise()
         self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False)
         self.bn1 = nn.BatchNorm2d(width)

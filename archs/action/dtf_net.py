@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from archs.contract import ClipClassifier, and_keywords_of
 from archs.layers.dtf import DTFBlock, published_part
 
 STEM_FRAMES = 4  # what the first layer takes for one
@@ -22,7 +23,7 @@ BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 
 
-class DTFNet(nn.Module):
+class DTFNet(ClipClassifier):
     """Classifier of clips (B, T, 3, h, w) -> logits (B, classes), and `features` of the four stages.
 
     ``depth`` 50 or 101, or the number of ``blocks`` of each stage. ``clip_length`` is the T of the weights; other T
@@ -30,6 +31,9 @@ class DTFNet(nn.Module):
     unknown depth and for lengths that do not divide by 4.
     """
 
+    frames_multiple_of = STEM_FRAMES
+
+    @and_keywords_of(DTFBlock, without=("dim",))
     def __init__(
         self,
         *,
@@ -46,6 +50,7 @@ class DTFNet(nn.Module):
             raise ValueError(f"depth={depth} is none of {', '.join(map(str, BLOCKS))}")
         counts = blocks or BLOCKS[depth]
         frames = groups_of_frames(clip_length, "clip_length=")
+        self.classes, self.clip_length = classes, clip_length
         self.normalise = Normalise()
         self.conv1 = nn.Conv3d(3, width, (4, 7, 7), (4, 2, 2), (0, 3, 3), bias=False)
         self.bn1 = nn.BatchNorm3d(width)

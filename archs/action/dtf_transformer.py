@@ -27,6 +27,7 @@ from archs.action.dtf_net import (
     groups_of_frames,
     load_published,
 )
+from archs.contract import ClipClassifier, and_keywords_of
 from archs.layers.blocks import drop_path
 from archs.layers.dtf import DTFBlock, published_part
 from archs.layers.window_attention import WindowAttention, relative_positions, shift_mask
@@ -39,7 +40,7 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 
 
-class DTFTransformer(nn.Module):
+class DTFTransformer(ClipClassifier):
     """Classifier of clips (B, T, 3, h, w) -> logits (B, classes), and `features` of the stages.
 
     Clips are RGB in 0..1; the ImageNet normalisation is inside. ``embed_dim``, ``heads`` and ``drop_path`` default to
@@ -48,6 +49,9 @@ class DTFTransformer(nn.Module):
     `DTFBlock` says, which gets all other arguments. The rate of ``dropout`` is DTF-Net's. Raises ValueError.
     """
 
+    frames_multiple_of, multiple_of = STEM_FRAMES, PATCH
+
+    @and_keywords_of(DTFBlock, without=("dim",))
     def __init__(
         self,
         *,
@@ -72,7 +76,7 @@ class DTFTransformer(nn.Module):
         rate = SIZES[size]["drop_path"] if drop_path is None else drop_path
         rates = [rate * i / max(sum(depths) - 1, 1) for i in range(sum(depths))]
         frames = groups_of_frames(clip_length, "clip_length=")
-        self.image_size = image_size
+        self.classes, self.clip_length, self.image_size = classes, clip_length, image_size
         self.normalise = Normalise()
         self.embed = nn.Conv3d(3, width, (STEM_FRAMES, PATCH, PATCH), (STEM_FRAMES, PATCH, PATCH))
         self.layers = nn.ModuleList()

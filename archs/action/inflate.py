@@ -30,8 +30,7 @@ from archs.action.atm_clip import ATMCLIP, resized_positions
 from archs.action.atm_resnet import ATMResNet
 from archs.action.dtf_net import DTFNet
 from archs.action.dtf_transformer import DTFTransformer
-
-Backbone = DTFNet | DTFTransformer | ATMCLIP | ATMResNet
+from archs.contract import ClipClassifier
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Inflated:
     dropped: tuple[str, ...]  # what a file of this kind holds and no backbone uses
 
 
-def inflate(network: Backbone, state: Mapping[str, Any]) -> Inflated:
+def inflate(network: ClipClassifier, state: Mapping[str, Any]) -> Inflated:
     """Copy a state_dict of ``network``'s image network into it; what that lacks keeps its values.
 
     {"model": state}, {"state_dict": state}, {"module": state} and "module." before the keys are unwrapped. Positions
@@ -195,7 +194,7 @@ _CLIP = _Source(
         r"logit_bias|input_resolution|context_length|vocab_size)$"
     ),
 )
-_SOURCES: dict[type[Backbone], _Source] = {
+_SOURCES: dict[type[ClipClassifier], _Source] = {
     DTFNet: _RESNET,
     ATMResNet: _RESNET,
     DTFTransformer: _SWIN,
@@ -203,7 +202,7 @@ _SOURCES: dict[type[Backbone], _Source] = {
 }
 
 
-def _source(network: Backbone) -> _Source:
+def _source(network: ClipClassifier) -> _Source:
     for kind, source in _SOURCES.items():
         if isinstance(network, kind):
             return source

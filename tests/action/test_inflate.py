@@ -29,7 +29,8 @@ from archs.action.atm_clip import ATMCLIP, resized_positions
 from archs.action.atm_resnet import ATMResNet
 from archs.action.dtf_net import MEAN, STD, DTFNet
 from archs.action.dtf_transformer import DTFTransformer
-from archs.action.inflate import Backbone, inflate, inflated_kernel
+from archs.action.inflate import inflate, inflated_kernel
+from archs.contract import ClipClassifier
 from restore.backbone_weights import load_backbone
 from restore.checkpoint import CheckpointError
 
@@ -57,7 +58,7 @@ def _made(kind: Any, sizes: dict[str, Any], arguments: dict[str, Any]) -> Any:
     return kind(**{**sizes, **arguments}).eval().requires_grad_(False)
 
 
-CASES: dict[str, tuple[Callable[..., Backbone], State]] = {
+CASES: dict[str, tuple[Callable[..., ClipClassifier], State]] = {
     "dtf_net": (dtf_net, resnet_file()),
     "atm_resnet": (atm_resnet, resnet_file()),
     "dtf_transformer": (dtf_transformer, swin_file()),
@@ -286,7 +287,7 @@ def test_networks_without_an_image_network():
 def test_refused_files_are_named(tmp_path):
     path = tmp_path / "weights.pt"
 
-    def refusal(network: Backbone) -> str:
+    def refusal(network: ClipClassifier) -> str:
         with pytest.raises(CheckpointError) as caught:
             load_backbone(network, path)
         message = str(caught.value)

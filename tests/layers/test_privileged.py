@@ -20,8 +20,8 @@ from archs.layers.privileged import FeatureDistillation, FeatureListener, Privil
 from restore.checkpoint import load_network, read_info
 from restore.options import load_options
 from restore.privileged_training import PrivilegedStudent, PrivilegedTeacher, load_teacher, save_teacher, shipped
-from restore.run import begin
 from restore.sample import low_resolution, sample_clip
+from restore.training import prepared
 
 CASES = {"published": PUBLISHED, "compact": COMPACT, "recurrent": RECURRENT}
 every_stdan = pytest.mark.parametrize("arguments", CASES.values(), ids=CASES)
@@ -301,12 +301,12 @@ def test_what_a_teachers_run_leaves(taught):
 
 
 def test_a_student_starts_from_its_teacher(taught, options_file):
-    started = begin(load_options(options_file, [as_student(taught)]), torch.device("cpu"))
+    started = prepared(load_options(options_file, [as_student(taught)])).run
     for key, value in weights(taught, 6).items():
         assert torch.equal(shipped(started.network).state_dict()[key], value), key
     path = taught / "models" / "net_g_3.safetensors"
     overrides = [as_student(taught), f"path.pretrain_network_g={path}"]
-    elsewhere = begin(load_options(options_file, overrides), torch.device("cpu"))
+    elsewhere = prepared(load_options(options_file, overrides)).run
     for key, value in weights(taught, 3).items():
         assert torch.equal(shipped(elsewhere.network).state_dict()[key], value), key
 
