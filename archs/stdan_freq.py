@@ -51,7 +51,9 @@ class STDANFreq(STDAN):
       predicted per location, or "atm", products and differences of neighbouring frames; None: off.
     - ``dct_condition``: features modulated by gated DCT coefficients of the input, for compressed footage.
 
-    With STDAN's ``motion_prior="correlation"``, ``phase_start`` lets block matching start from phase correlation.
+    P3 is off by default: in the small trainings of `bench.ablation` it gained nothing, while P2 gained where input is
+    sharp and P1 and P4 a little where it is blurred (docs/training_notes.md). The recipe options/stdan_freq.yml has
+    the whole design. With STDAN's ``motion_prior="correlation"``, ``phase_start`` lets block matching start from phase correlation.
     ValueError for components that the chosen parts have no place for.
     """
 
@@ -71,12 +73,12 @@ class STDANFreq(STDAN):
         guidance_window: int = 32,
         prior: bool = True,
         motion_branch: Literal["explicit", "distilled", "student"] | None = None,
-        location: bool = True,
-        bands: Literal["polar", "radial", "bin"] | None = "polar",
+        location: bool = False,
+        bands: Literal["polar", "radial", "bin"] | None = None,
         logit: Literal["log", "raw"] = "log",
         energy_power: float = 2.0,
         coherence: float = 1.0,
-        channel: bool = True,
+        channel: bool = False,
         temporal: Literal["dtf", "atm"] | None = None,
         dct_condition: bool = False,
         phase_start: bool = False,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from test_restore_cli import film, folder, names, tree
-from tiny import COMPACT, DEBLUR, FREQUENCY, JOINT, PUBLISHED, RECURRENT, awaken, seeded_clip
+from tiny import COMPACT, DEBLUR, FREQUENCY, FUSION, JOINT, PUBLISHED, RECURRENT, awaken, seeded_clip
 from torch import Tensor
 from torch.nn import functional as F
 from torch.testing import assert_close
@@ -32,7 +32,8 @@ NETWORKS: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "recurrent": ("stdan", RECURRENT, [*INPUT, "motion_matching"]),
     "frequency": ("stdan_freq", FREQUENCY, [*ATTENTION, "motion_phase", "weights_bands"]),
     "compact frequency": (
-        "stdan_freq", {**COMPACT, "channel": False}, [*ATTENTION, "motion_matching", "motion_phase", "weights_bands"]
+        "stdan_freq", {**COMPACT, **FUSION, "channel": False},
+        [*ATTENTION, "motion_matching", "motion_phase", "weights_bands"],
     ),
     "no bands": ("stdan_freq", {**PUBLISHED, "bands": None, "guide": False}, [*ATTENTION, "motion_phase"]),
 }  # fmt: skip

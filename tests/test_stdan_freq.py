@@ -3,7 +3,7 @@
 import pytest
 import torch
 from runs import OPTIONS, run
-from tiny import COMPACT, FREQUENCY, PUBLISHED, RECURRENT, seeded_clip, unchecked
+from tiny import COMPACT, FREQUENCY, FUSION, PUBLISHED, RECURRENT, seeded_clip, unchecked
 
 from archs import STDAN, STDANFreq
 from restore.checkpoint import CheckpointError, load_to_start, save_network
@@ -54,7 +54,7 @@ def test_a_fresh_component_changes_nothing(component, training):
 
 
 def test_everything_fresh_changes_nothing():
-    plain, freq = pair(dct_condition=True)
+    plain, freq = pair(**FUSION, dct_condition=True)
     clip = seeded_clip(1, 3, 3, 16, 16)
     with torch.no_grad():
         assert (plain(clip) - freq(clip)).abs().max() < 1e-5
@@ -79,7 +79,7 @@ def test_every_new_parameter_learns_within_three_steps():
 
 def test_cost_is_within_the_design():
     """Parameters + 2 %; multiply-adds below those of the published program, which has its mask convolution twice."""
-    plain, freq = STDAN().eval(), STDANFreq().eval()
+    plain, freq = STDAN().eval(), STDANFreq(**FUSION).eval()
     added = count_parameters(freq) - count_parameters(plain)
     assert 0.017 < added / count_parameters(plain) < 0.02
     more = count_gmac(freq, 2, 16, 16) / count_gmac(plain, 2, 16, 16)
@@ -88,12 +88,12 @@ def test_cost_is_within_the_design():
 
 def test_compact_networks_take_what_they_have_a_place_for():
     clip = seeded_clip(1, 2, 3, 16, 16)
-    for arguments in (COMPACT, {**COMPACT, "phase_start": True}, {**RECURRENT, **OFF, "enhance": "polar"}):
+    for arguments in ({**COMPACT, **FUSION}, {**COMPACT, "phase_start": True}, {**RECURRENT, **OFF, "enhance": "polar"}):
         with torch.no_grad():
             assert STDANFreq(**arguments).eval()(clip).shape == (1, 3, 3, 64, 64)
     for arguments, message in (
         (RECURRENT, "guide and prior belong into FeatureInterpolation: set between='lstfi'"),
-        ({**RECURRENT, "guide": False, "prior": False}, "set exchange='attention'"),
+        ({**RECURRENT, **OFF, "location": True}, "set exchange='attention'"),
         ({**PUBLISHED, "phase_start": True}, "set that, too"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -103,21 +103,21 @@ def test_compact_networks_take_what_they_have_a_place_for():
 def test_unknown_choices():
     for key in ("enhance", "guidance", "motion_branch", "bands", "logit"):
         with unchecked(), pytest.raises(ValueError, match="'strange' is none of"):
-            STDANFreq(**PUBLISHED, **{key: "strange"})
+            STDANFreq(**{**PUBLISHED, **FUSION, key: "strange"})
 
 
 def test_weights_of_stdan_start_it(tmp_path):
     plain, _ = pair(**OFF)
     path = tmp_path / "plain.safetensors"
     save_network(path, plain, {"type": "stdan", **PUBLISHED})
-    freq = STDANFreq(**PUBLISHED)
+    freq = STDANFreq(**PUBLISHED, **FUSION)
     fresh = load_to_start(freq, path)
     assert fresh and all(key.startswith(freq.added) for key in fresh)
     assert torch.equal(freq.embed.weight, plain.embed.weight)
     wide = STDANFreq(**{**PUBLISHED, "channels": 16})
     with pytest.raises(CheckpointError, match="other shape"):
         load_to_start(wide, path)
-    save_network(path, freq, {"type": "stdan_freq", **PUBLISHED})
+    save_network(path, freq, {"type": "stdan_freq", **PUBLISHED, **FUSION})
     assert not load_to_start(freq, path)
 
 
@@ -129,14 +129,14 @@ def test_new_parts_fine_tune_at_their_own_rate(tmp_path):
     save_network(path, STDAN(**tiny), {"type": "stdan", **tiny})
     file = tmp_path / "tiny.yml"
     file.write_text(OPTIONS)
-    described = {"type": "stdan_freq", **{k: list(v) if isinstance(v, tuple) else v for k, v in tiny.items()}}
+    described = {"type": "stdan_freq", **FUSION, **{k: list(v) if isinstance(v, tuple) else v for k, v in tiny.items()}}
     new = "^(enhance|interpolate.guidance|aggregate.fusion)"
     groups = f"[{{match: '{new}', lr_mult: 10}}, {{match: '.', freeze_until: 99}}]"
     folder = run(
         file, f"network_g={described}", f"path.pretrain_network_g={path}", f"train.param_groups={groups}",
         "train.total_iter=3", "train.ema_decay=0", "val.val_freq=null",
     )  # fmt: skip
-    before, after = STDANFreq(**tiny), STDANFreq(**tiny)
+    before, after = (STDANFreq(**tiny, **FUSION) for _ in range(2))
     load_to_start(before, path)
     load_to_start(after, folder / "models" / "net_g_3.safetensors")
     changed = {name for name, value in after.state_dict().items() if not torch.equal(value, before.state_dict()[name])}

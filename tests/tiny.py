@@ -29,7 +29,8 @@ RECURRENT: dict[str, Any] = {  # convolutions and propagation in the place of al
     "skip": "bicubic", "motion_prior": "correlation",
 }  # fmt: skip
 
-FREQUENCY: dict[str, Any] = {**PUBLISHED, "dct_condition": True}  # stdan_freq with every component
+FUSION: dict[str, Any] = {"location": True, "bands": "polar", "channel": True}  # the components that are off by default
+FREQUENCY: dict[str, Any] = {**PUBLISHED, **FUSION, "dct_condition": True}  # stdan_freq with every component
 
 # sharp frames of the input's size: with every component; without interpolation, guided offsets in STDFA
 DEBLUR: dict[str, Any] = {**PUBLISHED, "scale": 1, "time_scale": 1, "window": 4, "upsampler": "light"}
