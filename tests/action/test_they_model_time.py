@@ -32,7 +32,10 @@ NETWORKS: dict[str, tuple[dict[str, Any], float, int]] = {  # arguments, learnin
          "context": 3, "ends": "replicate"}, 1e-2, 400,
     ),
 }  # fmt: skip
-every_network = pytest.mark.parametrize("name", [pytest.param("dtf_net", marks=pytest.mark.slow), *list(NETWORKS)[1:]])
+SLOW = ("dtf_net", "dtf_transformer")  # about 35 and 25 seconds of a core, and half of it without their blocks
+every_network = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in NETWORKS]
+)
 
 
 def rendered(photos: tuple[str, ...], number: int, seed: int) -> tuple[Tensor, Tensor]:
