@@ -53,8 +53,8 @@ class STDANFreq(STDAN):
 
     P3 is off by default: in the small trainings of `bench.ablation` it gained nothing, while P2 gained where input is
     sharp and P1 and P4 a little where it is blurred (docs/training_notes.md). The recipe options/stdan_freq.yml has
-    the whole design. With STDAN's ``motion_prior="correlation"``, ``phase_start`` lets block matching start from phase correlation.
-    ValueError for components that the chosen parts have no place for.
+    the whole design. With STDAN's ``motion_prior="correlation"``, ``phase_start`` lets block matching start from phase
+    correlation. ValueError for components that the chosen parts have no place for.
     """
 
     added = (

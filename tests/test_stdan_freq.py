@@ -88,7 +88,8 @@ def test_cost_is_within_the_design():
 
 def test_compact_networks_take_what_they_have_a_place_for():
     clip = seeded_clip(1, 2, 3, 16, 16)
-    for arguments in ({**COMPACT, **FUSION}, {**COMPACT, "phase_start": True}, {**RECURRENT, **OFF, "enhance": "polar"}):
+    recurrent = {**RECURRENT, **OFF, "enhance": "polar"}
+    for arguments in ({**COMPACT, **FUSION}, {**COMPACT, "phase_start": True}, recurrent):
         with torch.no_grad():
             assert STDANFreq(**arguments).eval()(clip).shape == (1, 3, 3, 64, 64)
     for arguments, message in (
