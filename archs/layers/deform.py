@@ -9,12 +9,12 @@ with a query, which need not hold every sample. There are two backends with equa
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from archs.layers.blocks import zero
-from archs.layers.deform_kernel import DOT, MAX_CHANNELS, SUM, TAPS, deform_kernel, has_kernel
+from archs.layers.deform_kernel import DOT, MAX_CHANNELS, SUM, TAPS, attend, convolve, deform_kernel, has_kernel
 
 
 def deform_sample(
@@ -48,6 +48,40 @@ def deform_dot(
 ) -> Float[Tensor, "b k h w"]:
     """Every sample's scalar product with ``query``, float32: ``(deform_sample(...) * query.unsqueeze(2)).sum(1)``."""
     return _sample(DOT, x, query, displacement, weight)
+
+
+class Attended(NamedTuple):
+    """What `deform_attend` found at every pixel."""
+
+    answer: Float[Tensor, "b c h w"]  # values of the best taps, weighed by the softmax of their relevances
+    best: Float[Tensor, "b n h w"]  # relevances of the n best taps, falling, float32
+    taps: Int[Tensor, "b n h w"]  # which ones these are, int64
+
+
+def deform_attend(
+    query: Float[Tensor, "b c h w"],
+    key: Float[Tensor, "b c h w"],
+    value: Float[Tensor, "b c h w"],
+    displacement: Float[Tensor, "b g k 2 h w"],
+    weight: Float[Tensor, "b g k h w"],
+    top_k: int,
+) -> Attended:
+    """Attention of every pixel to the k places of ``key`` that `deform_dot` compares with ``query``, sparse: `top_k`.
+
+    ``weight`` multiplies keys and values. Where a kernel can do so, no sample is ever held.
+    """
+    learns = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value, displacement, weight))
+    if not learns and _uses_kernel(key, weight.shape[1]):
+        return Attended(*attend(query, key, value, displacement, weight, top_k))
+    best, taps = deform_dot(key, query, displacement, weight).topk(top_k, dim=1)
+    gain = pick(weight, taps) * best.softmax(1)[:, None]
+    return Attended(deform_sum(value, pick(displacement, taps), gain), best, taps)
+
+
+def pick(x: Float[Tensor, "b g k *rest"], taps: Int[Tensor, "b n h w"]) -> Float[Tensor, "b g n *rest"]:
+    """The chosen taps of every group."""
+    index = taps[:, None] if x.ndim == 5 else taps[:, None, :, None]
+    return x.gather(2, index.expand(*x.shape[:2], taps.shape[1], *x.shape[3:]))
 
 
 def _sample(mode: int, x: Tensor, query: Tensor, displacement: Tensor, weight: Tensor | None) -> Tensor:
@@ -187,7 +221,22 @@ class ModulatedDeformConv(nn.Module):
 
         ``guidance`` as in `DeformOffsets`.
         """
-        samples = deform_sample(x, *self.offsets(guide, base, guidance))  # (B, C, 9, H, W)
+        displacement, modulation = self.offsets(guide, base, guidance)
+        if _uses_kernel(x, displacement.shape[1]):
+            with torch.autocast(x.device.type, enabled=False):
+                return convolve(x, displacement, modulation, self.weight, self.bias).to(_mixing_type(x))
+        samples = deform_sample(x, displacement, modulation)  # (B, C, 9, H, W)
         columns = samples.permute(0, 3, 4, 2, 1).flatten(3)  # (B, H, W, 9C)
         mixed = F.linear(columns, self.weight.permute(0, 2, 3, 1).flatten(1), self.bias)
         return mixed.permute(0, 3, 1, 2)
+
+
+def _uses_kernel(x: Tensor, groups: int) -> bool:
+    here = x.device.type == "cpu" and not torch.compiler.is_exporting() and has_kernel()
+    return here and x.shape[1] // groups <= MAX_CHANNELS
+
+
+def _mixing_type(x: Tensor) -> torch.dtype:
+    """Of a convolution's result: autocast's, where that is on."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype

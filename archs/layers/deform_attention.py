@@ -9,12 +9,12 @@ frame weight is formed from the chosen relevances; values are sampled at the cho
 """
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from archs.layers.blocks import conv3x3, lrelu
-from archs.layers.deform import DeformOffsets, OffsetGuidance, deform_dot, deform_sum, guided, warp
+from archs.layers.deform import DeformOffsets, OffsetGuidance, deform_attend, deform_sum, guided, pick, warp
 from archs.layers.energy_attention import EnergyFusion
 from archs.layers.frequency_align import ClipSpectra, SpectrumGuidance
 from archs.layers.motion_prior import FrameMotion
@@ -137,14 +137,14 @@ class DeformableAttention(nn.Module):
         guide = guided(lrelu(self.refine(lrelu(pair).flatten(0, 1))), known)
         displacement, modulation = self.offsets(guide, None if flow is None else flow.flatten(0, 1), known)
         queries = query[:, None].expand(b, s, *query.shape[1:]).flatten(0, 1)
-        relevance = deform_dot(keys.flatten(0, 1), queries, displacement, modulation)  # (B*S, 9, h, w)
-        best, taps = relevance.topk(self.top_k, dim=1)
+        fetched, best, taps = deform_attend(
+            queries, keys.flatten(0, 1), values.flatten(0, 1), displacement, modulation, self.top_k
+        )
         share = best.softmax(1)
-        places, weight = _pick(displacement, taps), _pick(modulation, taps) * share[:, None]
-        fetched = deform_sum(values.flatten(0, 1), places, weight).unflatten(0, (b, s))
         if detail is not None:
+            places, weight = pick(displacement, taps), pick(modulation, taps) * share[:, None]
             detail = _fetch_detail(detail.flatten(0, 1), places, weight)[:, 0].unflatten(0, (b, s))
-        return fetched, (share * best).sum(1).unflatten(0, (b, s)), detail
+        return fetched.unflatten(0, (b, s)), (share * best).sum(1).unflatten(0, (b, s)), detail
 
 
 def _fetch_detail(
@@ -154,12 +154,6 @@ def _fetch_detail(
     mean = weight / (weight.sum(2, keepdim=True).clamp_min(1e-12) * weight.shape[1])
     # the same map for all groups: their taps are taps of one group
     return deform_sum(detail, places.flatten(1, 2)[:, None], mean.flatten(1, 2)[:, None])
-
-
-def _pick(x: Float[Tensor, "b g 9 *rest"], taps: Int[Tensor, "b k h w"]) -> Float[Tensor, "b g k *rest"]:
-    """The chosen taps of every group."""
-    index = taps[:, None] if x.ndim == 5 else taps[:, None, :, None]
-    return x.gather(2, index.expand(*x.shape[:2], taps.shape[1], *x.shape[3:]))
 
 
 def _warp_each(x: Float[Tensor, "b s c h w"], flow: Float[Tensor, "b s 2 h w"]) -> Float[Tensor, "b s c h w"]:

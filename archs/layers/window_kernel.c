@@ -1,4 +1,5 @@
-/* Multi-head attention within square windows of an image, forward and backward, without rolled or cut copies of it.
+/* Multi-head attention within square windows of an image, forward and backward, without rolled or cut copies of it; and
+ * a whole Swin block, forward.
  *
  * Layouts are channels-last and dense:
  *   qkv, gqkv   (M, H, W, 3, heads, D)   float or bfloat16
@@ -18,58 +19,8 @@
 #define MAX_DIM 64
 
 typedef struct {
-    int64_t M, H, W, heads, D, side, shift;
+    int64_t M, H, W, heads, D, side, shift, hidden;
 } Shape;
-
-/* out (rows, width) = init + a b, with a (rows, inner) of any strides, b (inner, width) dense and init (rows, width)
- * dense or NULL for zeros. Blocks of R x V vectors are held in registers; R and V must be literal for that. */
-#define DEFINE_BLOCK(R, V)                                                                                          \
-    INLINE void block_##R##x##V(float *out, const float *init, const float *a, int64_t a_row, int64_t a_inner,      \
-                                const float *b, int64_t inner, int64_t width)                                       \
-    {                                                                                                               \
-        vec sum[R][V];                                                                                              \
-        for (int r = 0; r < R; ++r)                                                                                 \
-            for (int v = 0; v < V; ++v) sum[r][v] = init ? load(init + r * width + v * LANES) : splat(0.0f);        \
-        for (int64_t n = 0; n < inner; ++n) {                                                                       \
-            vec row[V];                                                                                             \
-            for (int v = 0; v < V; ++v) row[v] = load(b + n * width + v * LANES);                                   \
-            for (int r = 0; r < R; ++r)                                                                             \
-                for (int v = 0; v < V; ++v) sum[r][v] += splat(a[r * a_row + n * a_inner]) * row[v];                \
-        }                                                                                                           \
-        for (int r = 0; r < R; ++r)                                                                                 \
-            for (int v = 0; v < V; ++v) store(out + r * width + v * LANES, sum[r][v]);                              \
-    }
-DEFINE_BLOCK(1, 1)
-DEFINE_BLOCK(8, 1)
-DEFINE_BLOCK(1, 4)
-DEFINE_BLOCK(2, 4)
-#if LANES == 16
-DEFINE_BLOCK(6, 4) /* 24 sums, 4 of b and a factor in 32 registers */
-#endif
-
-INLINE void multiply(float *out, const float *init, const float *a, int64_t a_row, int64_t a_inner, const float *b,
-                     int64_t rows, int64_t inner, const int64_t width)
-{
-#define BLOCKS(R, V)                                                                                             \
-    for (; r + R <= rows; r += R)                                                                                \
-        block_##R##x##V(out + r * width + v, init ? init + r * width + v : 0, a + r * a_row, a_row, a_inner, b + v, \
-                        inner, width);
-    int64_t v = 0;
-    for (; v + 4 * LANES <= width; v += 4 * LANES) {
-        int64_t r = 0;
-#if LANES == 16
-        BLOCKS(6, 4)
-#endif
-        BLOCKS(2, 4)
-        BLOCKS(1, 4)
-    }
-    for (; v < width; v += LANES) {
-        int64_t r = 0;
-        BLOCKS(8, 1)
-        BLOCKS(1, 1)
-    }
-#undef BLOCKS
-}
 
 /* e^(s - max) in the place of the logits s (keys, queries), and 1 / their sum per query. */
 INLINE void exponentials(float *s, float *inverse, int64_t keys, const int64_t width)
@@ -116,11 +67,71 @@ INLINE const float *initial(float *scratch, const float *bias, const Window *win
     return scratch;
 }
 
-/* Sizes known at compile time let the compiler unroll; the second is that of every other network. */
-#define DISPATCH(N, D, CALL)        \
-    if (N == 64 && D == 12) CALL(64, 12) \
-    else if (N == 64 && D == 24) CALL(64, 24) \
-    else CALL(N, D)
+/* All heads of one window, channels by queries: y (heads * D, width) of qkv (3 * heads * D, width). */
+INLINE void attend(float *y, float *qkv, const float *bias, const Window *window, const Shape *s, const int64_t N,
+                   const int64_t width)
+{
+    float logits[N * width], scratch[N * width], inverse[width];
+    const int64_t D = s->D, C = s->heads * D;
+    const vec scale = splat(1.0f / sqrtf((float)D));
+    for (int64_t i = 0; i < C * width; i += LANES) store(qkv + i, scale * load(qkv + i));
+    for (int64_t h = 0; h < s->heads; ++h) {
+        const float *q = qkv + h * D * width, *k = q + C * width, *v = k + C * width;
+        float *out = y + h * D * width;
+        multiply(logits, initial(scratch, bias + h * N * N, window, N, width), 0, k, 1, width, q, N, D, width);
+        exponentials(logits, inverse, N, width);
+        multiply(out, 0, 0, v, width, 1, logits, D, N, width);
+        for (int64_t d = 0; d < D; ++d)
+            for (int64_t i = 0; i < width; i += LANES)
+                store(out + d * width + i, load(out + d * width + i) * load(inverse + i));
+    }
+}
+
+/* Layer norm over the channels of x (C, width). */
+INLINE void normalise(float *out, const float *x, const float *gain, const float *shift, int64_t C, const int64_t width)
+{
+    for (int64_t i = 0; i < width; i += LANES) {
+        vec mean = splat(0.0f), variance = splat(0.0f);
+        for (int64_t c = 0; c < C; ++c) mean += load(x + c * width + i);
+        mean *= splat(1.0f / (float)C);
+        for (int64_t c = 0; c < C; ++c) {
+            const vec d = load(x + c * width + i) - mean;
+            variance += d * d;
+        }
+        float scale[LANES];
+        store(scale, variance * splat(1.0f / (float)C) + splat(1e-5f));
+        for (int n = 0; n < LANES; ++n) scale[n] = 1.0f / sqrtf(scale[n]);
+        for (int64_t c = 0; c < C; ++c)
+            store(out + c * width + i, (load(x + c * width + i) - mean) * load(scale) * splat(gain[c]) + splat(shift[c]));
+    }
+}
+
+/* Of a Swin block, as nn.LayerNorm and nn.Linear hold them. */
+typedef struct {
+    const float *gain1, *shift1, *qkv, *qkv_bias, *project, *project_bias, *position;
+    const float *gain2, *shift2, *widen, *widen_bias, *narrow, *narrow_bias;
+} Weights;
+
+/* x + attention(norm(x)), then x + mlp(norm(x)), in place on x (C, width). */
+INLINE void swin_block(float *x, const Weights *w, const Window *window, const Shape *s, const int64_t N,
+                       const int64_t width)
+{
+    const int64_t C = s->heads * s->D, inside = s->hidden > 3 * C ? s->hidden : 3 * C;
+    float normed[C * width], wide[inside * width], y[C * width];
+    normalise(normed, x, w->gain1, w->shift1, C, width);
+    multiply(wide, 0, w->qkv_bias, w->qkv, C, 1, normed, 3 * C, C, width);
+    attend(y, wide, w->position, window, s, N, width);
+    multiply(x, x, w->project_bias, w->project, C, 1, y, C, C, width);
+    normalise(normed, x, w->gain2, w->shift2, C, width);
+    multiply(wide, 0, w->widen_bias, w->widen, C, 1, normed, s->hidden, C, width);
+    for (int64_t i = 0; i < s->hidden * width; i += LANES) store(wide + i, gelu(load(wide + i)));
+    multiply(x, x, w->narrow_bias, w->narrow, s->hidden, 1, wide, C, s->hidden, width);
+}
+
+/* The number of tokens known at compile time lets the compiler unroll. */
+#define DISPATCH(N, CALL) \
+    if (N == 64) CALL(64) \
+    else CALL(N)
 
 #define T float
 #define LOAD(v) (v)

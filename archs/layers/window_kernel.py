@@ -1,7 +1,10 @@
-"""The compiled CPU kernel of window attention: one pass over an image, without rolled, cut or transposed copies of it.
+"""The compiled CPU kernels of window attention and, where no gradient is wanted, of a whole Swin block.
 
-Where it cannot be built `archs.layers.window_attention` computes the same with PyTorch alone. It is registered as a
-custom operator with its multiply-adds, so that autograd, `torch.compile` and FlopCounterMode know it.
+One pass over an image: no rolled, cut or transposed copies of it, and of a block everything between its input and its
+output stays in the caches.
+
+Where it cannot be built `archs.layers.window_attention` computes the same with PyTorch alone. They are registered as
+custom operators with their multiply-adds, so that autograd, `torch.compile` and FlopCounterMode know it.
 """
 
 import ctypes
@@ -16,7 +19,7 @@ from torch.utils.flop_counter import register_flop_formula
 from archs.layers import compiled
 
 SOURCES = [Path(__file__).with_name(name) for name in ("window_kernel.c", "window_kernel.h", "vector.h")]
-MAX_TOKENS, MAX_DIM = 256, 64  # of a window, of a head
+MAX_TOKENS, MAX_DIM, MAX_BLOCK = 256, 64, 64 * 4096  # of a window, of a head, numbers that a block holds at once
 
 
 @functools.cache
@@ -38,15 +41,28 @@ def has_kernel() -> bool:
     return _found
 
 
-def _call(name: str, tensors: list[Tensor], qkv: Tensor, bias: Tensor, side: int, shift: int) -> None:
+class _Shape(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_int64) for name in ("m", "h", "w", "heads", "dim", "side", "shift", "hidden")]
+
+
+class _Weights(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_void_p) for name in (
+        "gain1", "shift1", "qkv", "qkv_bias", "project", "project_bias", "position",
+        "gain2", "shift2", "widen", "widen_bias", "narrow", "narrow_bias",
+    )]  # fmt: skip
+
+
+def _call(name: str, like: Tensor, *arguments: Tensor | ctypes.Structure) -> None:
+    """Run a function for the type of ``like`` with pointers to dense tensors and structures by value."""
     library = kernel()
     assert library is not None, "the caller asks has_kernel() first"
-    m, h, w, c = qkv.shape
-    heads = bias.shape[0]
-    function = getattr(library, f"{name}_{'bf16' if qkv.dtype == torch.bfloat16 else 'f32'}")
-    pointers = [ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors]
-    sizes = map(ctypes.c_int64, (m, h, w, heads, c // 3 // heads, side, shift))
-    function(*pointers, *sizes, ctypes.c_int(torch.get_num_threads()))
+    function = getattr(library, f"{name}_{'bf16' if like.dtype == torch.bfloat16 else 'f32'}")
+    passed = (ctypes.c_void_p(x.data_ptr()) if isinstance(x, Tensor) else x for x in arguments)
+    function(*passed, ctypes.c_int(torch.get_num_threads()))
+
+
+def _shape(x: Tensor, channels: int, heads: int, side: int, shift: int, hidden: int = 0) -> _Shape:
+    return _Shape(*x.shape[:3], heads, channels // heads, side, shift, hidden)
 
 
 @torch.library.custom_op("restore_archs::window_attention", mutates_args=(), device_types="cpu")
@@ -58,7 +74,7 @@ def window_kernel(qkv: Tensor, bias: Tensor, side: int, shift: int) -> Tensor:
     """
     qkv, bias = qkv.contiguous(), bias.contiguous()
     y = _output(qkv)
-    _call("window_forward", [qkv, bias, y], qkv, bias, side, shift)
+    _call("window_forward", qkv, qkv, bias, y, _shape(qkv, y.shape[3], len(bias), side, shift))
     return y
 
 
@@ -76,7 +92,7 @@ def _backward_kernel(qkv: Tensor, bias: Tensor, gy: Tensor, side: int, shift: in
     qkv, bias, gy = qkv.contiguous(), bias.contiguous(), gy.contiguous()
     gqkv = torch.empty_like(qkv)
     gbias = bias.new_zeros(torch.get_num_threads(), *bias.shape)  # each thread adds to its own
-    _call("window_backward", [qkv, bias, gy, gqkv, gbias], qkv, bias, side, shift)
+    _call("window_backward", qkv, qkv, bias, gy, gqkv, gbias, _shape(qkv, gy.shape[3], len(bias), side, shift))
     return gqkv, gbias.sum(0)
 
 
@@ -102,3 +118,30 @@ def _flops(qkv_shape: tuple[int, ...], bias_shape: tuple[int, ...], *rest: objec
     """Of both products: every token with those of its window."""
     m, h, w, c = qkv_shape
     return 2 * 2 * m * h * w * bias_shape[1] * (c // 3)
+
+
+@torch.library.custom_op("restore_archs::swin_block", mutates_args=(), device_types="cpu")
+def swin_block_kernel(x: Tensor, weights: list[Tensor], side: int, shift: int) -> Tensor:
+    """A Swin block without stochastic depth: (M, H, W, C) float32 or bfloat16 -> the same; has no backward.
+
+    ``weights``, float32: norm1's weight and bias, those of qkv and of project, the positions' bias as for
+    `window_kernel`, then norm2, widen and narrow.
+    """
+    x, weights = x.contiguous(), [weight.contiguous() for weight in weights]
+    y = torch.empty_like(x)
+    shape = _shape(x, x.shape[3], len(weights[6]), side, shift, hidden=len(weights[9]))
+    _call("swin_forward", x, x, _Weights(*(weight.data_ptr() for weight in weights)), y, shape)
+    return y
+
+
+@swin_block_kernel.register_fake
+def _(x: Tensor, weights: list[Tensor], side: int, shift: int) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+@register_flop_formula(torch.ops.restore_archs.swin_block)
+def _block_flops(x_shape: tuple[int, ...], weight_shapes: list[tuple[int, ...]], *rest: object, **named: object) -> int:
+    """Of the linear layers and of both products of the attention."""
+    m, h, w, c = x_shape
+    tokens, hidden = weight_shapes[6][1], weight_shapes[9][0]
+    return 2 * m * h * w * (4 * c * c + 2 * c * hidden + 2 * tokens * c)
