@@ -37,7 +37,8 @@ def load(name: str, sources: list[Path], instead: str) -> ctypes.CDLL | None:
 
 def _build(name: str, sources: list[Path], compiler: str) -> Path:
     """Compile into the user's cache under a name that changes with source, flags and processor."""
-    identity = "\0".join([*(source.read_text() for source in sources), *FLAGS, compiler, platform.machine(), _processor()])
+    texts = (source.read_text() for source in sources)
+    identity = "\0".join([*texts, *FLAGS, compiler, platform.machine(), _processor()])
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "restore"
     library = cache / f"{name}_{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
     if not library.exists():

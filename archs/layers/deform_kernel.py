@@ -152,7 +152,9 @@ _convolve_kernel.register_autograd(_convolve_backward, setup_context=_save_convo
 
 
 @register_flop_formula(torch.ops.restore_archs.deform_convolve)
-def _flops(x_shape: tuple[int, ...], d: object, m: object, mix_shape: tuple[int, ...], *rest: object, **k: object) -> int:
+def _flops(
+    x_shape: tuple[int, ...], d: object, m: object, mix_shape: tuple[int, ...], *rest: object, **named: object
+) -> int:
     b, h, w, _ = x_shape
     taps, channels, out = mix_shape
     return 2 * b * h * w * taps * channels * out
