@@ -30,7 +30,7 @@ class Given(torch.nn.Module):
 
 
 def measure(precision: str, size: tuple[int, int] = (64, 112), runs: int = 5) -> dict[str, object]:
-    """Milliseconds of a convolution and of DCNv2 forward and backward (all gradients), and what the targets speak of."""
+    """Milliseconds of a convolution and of DCNv2 forward and backward (all gradients), and their ratios."""
     dtype, (h, w), generator = PRECISIONS[precision] or torch.float32, size, torch.Generator().manual_seed(0)
     layer = ModulatedDeformConv(64, 8)
     displacement = 2 * torch.randn(6, h, w, 8, 9, 2, generator=generator)

@@ -6,6 +6,8 @@ the relevances, are left out: they are slower still.) With `RESTORE_DEFORM=torch
 come from `grid_sample` and windows are rolled, cut and attended by PyTorch: what the published program does on a CPU.
 """
 
+from itertools import pairwise
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -40,7 +42,7 @@ def _recurrence(layers: FeatureInterpolation, frames: list[Tensor]) -> list[Tens
     """Features between neighbouring frames, in the order given."""
     pyramids = [layers.pyramid(frame) for frame in frames]
     hidden, between = torch.zeros_like(frames[0]), []
-    for first, second in zip(pyramids[:-1], pyramids[1:], strict=True):
+    for first, second in pairwise(pyramids):
         merged = layers.step(layers.align(first, second), hidden, None)
         hidden = layers.step.next_hidden(merged)
         between.append(merged)

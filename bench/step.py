@@ -1,7 +1,7 @@
 """Time and memory of one training step on this machine: python -m bench.step [--plain] [--recompute].
 
-The recipe of options/stdan.yml but for the batch: one sample, 4 frames of 32x32 -> 7 of 128x128, Charbonnier loss, Adam,
-stochastic depth. Prints one JSON line. ``--plain`` takes the order of the published program (`bench.plain`; set
+The recipe of options/stdan.yml but for the batch: one sample, 4 frames of 32x32 -> 7 of 128x128, Charbonnier loss,
+Adam, stochastic depth. Prints one JSON line. ``--plain`` takes the order of the published program (`bench.plain`; set
 RESTORE_DEFORM and RESTORE_ATTENTION to torch, too), ``--recompute`` is ``train.activation_checkpointing``.
 """
 

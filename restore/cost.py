@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from archs import VideoNet
+from archs.layers import deform_kernel, window_kernel
 
 
 def count_parameters(network: nn.Module) -> int:
@@ -21,9 +21,12 @@ def count_gmac(network: VideoNet, frames: int, height: int, width: int) -> float
     Convolutions, matrix products and attention count, as PyTorch's FlopCounterMode has them; sampling, normalisation
     and activations do not.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # imports Triton where there is one, which takes a second
+
     parameter = next(network.parameters())
     clip = torch.zeros(1, frames, 3, height, width, device=parameter.device, dtype=parameter.dtype)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    kernels = {**deform_kernel.FLOPS, **window_kernel.FLOPS}
+    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=kernels) as counter:
         network(clip)
     return counter.get_total_flops() / 2e9
 

@@ -1,4 +1,4 @@
-"""The benchmarks: they run, their table is complete, and the plain formulation they compare with is the same network."""
+"""The benchmarks: they run, their table is complete, the plain formulation they compare with is the same network."""
 
 import json
 

@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.flop_counter import register_flop_formula
 
 from archs.layers import compiled
 
@@ -151,13 +150,15 @@ def _convolve_backward(ctx, gy: Tensor) -> tuple[Tensor, ...]:
 _convolve_kernel.register_autograd(_convolve_backward, setup_context=_save_convolution)
 
 
-@register_flop_formula(torch.ops.restore_archs.deform_convolve)
 def _flops(
     x_shape: tuple[int, ...], d: object, m: object, mix_shape: tuple[int, ...], *rest: object, **named: object
 ) -> int:
     b, h, w, _ = x_shape
     taps, channels, out = mix_shape
     return 2 * b * h * w * taps * channels * out
+
+
+FLOPS = {torch.ops.restore_archs.deform_convolve: _flops}  # for FlopCounterMode's custom mapping
 
 
 def convolve(x: Tensor, displacement: Tensor, modulation: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

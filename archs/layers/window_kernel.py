@@ -4,7 +4,7 @@ One pass over an image: no rolled, cut or transposed copies of it, and of a bloc
 output stays in the caches.
 
 Where it cannot be built `archs.layers.window_attention` computes the same with PyTorch alone. They are registered as
-custom operators with their multiply-adds, so that autograd, `torch.compile` and FlopCounterMode know it.
+custom operators, so that autograd and `torch.compile` know them; `FLOPS` is for FlopCounterMode's custom mapping.
 """
 
 import ctypes
@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from archs.layers import compiled
 
@@ -113,7 +112,6 @@ def _backward(ctx, gy: Tensor) -> tuple[Tensor | None, ...]:
 window_kernel.register_autograd(_backward, setup_context=_save_inputs)
 
 
-@register_flop_formula(torch.ops.restore_archs.window_attention)
 def _flops(qkv_shape: tuple[int, ...], bias_shape: tuple[int, ...], *rest: object, **named: object) -> int:
     """Of both products: every token with those of its window."""
     m, h, w, c = qkv_shape
@@ -139,9 +137,11 @@ def _(x: Tensor, weights: list[Tensor], side: int, shift: int) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-@register_flop_formula(torch.ops.restore_archs.swin_block)
 def _block_flops(x_shape: tuple[int, ...], weight_shapes: list[tuple[int, ...]], *rest: object, **named: object) -> int:
     """Of the linear layers and of both products of the attention."""
     m, h, w, c = x_shape
     tokens, hidden = weight_shapes[6][1], weight_shapes[9][0]
     return 2 * m * h * w * (4 * c * c + 2 * c * hidden + 2 * tokens * c)
+
+
+FLOPS = {torch.ops.restore_archs.window_attention: _flops, torch.ops.restore_archs.swin_block: _block_flops}

@@ -263,6 +263,43 @@ def test_equals_torchvision(backend):
     assert_close(layer(x, guide), referee, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize(("channels", "groups", "out"), [(16, 8, 16), (6, 2, 20), (27, 3, 5), (64, 8, 64)])
+@pytest.mark.parametrize("size", [(3, 4), (2, 101)])  # shorter and longer than the stretches it is cut into
+def test_the_convolution_at_once(channels, groups, out, size):
+    """Values and gradients against the convolution made of samples."""
+    if not deform_kernel.has_kernel():
+        pytest.skip("the kernel cannot run: no C compiler, or RESTORE_DEFORM=torch")
+    x, _, displacement, modulation = random_case(groups, size, taps=9, channels=channels // groups)
+    generator = torch.Generator().manual_seed(2)
+    weight, bias = (torch.randn(s, generator=generator) for s in ((out, channels, 3, 3), (out,)))
+    inputs = with_gradients([x, displacement, modulation, weight, bias])
+    ours = deform_kernel.convolve(*inputs)
+    samples = deform_sample(*inputs[:3])
+    expected = torch.einsum("bckhw,ock->bohw", samples, inputs[3].flatten(2)) + inputs[4][:, None, None]
+    pairs = zip(values_and_gradients(ours, inputs), values_and_gradients(expected, inputs), strict=True)
+    for result, referee in pairs:
+        assert_close(result, referee, atol=2e-3, rtol=1e-4)
+    half = deform_kernel.convolve(x.bfloat16(), *inputs[1:]).detach()
+    assert half.dtype == torch.bfloat16 and relative_error(half, expected.detach()) < 1e-2
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 9])
+@pytest.mark.parametrize(("groups", "channels"), [(1, 3), (2, 4), (8, 9)])
+def test_the_attention_at_once(groups, channels, top_k, monkeypatch):
+    if not deform_kernel.has_kernel():
+        pytest.skip("the kernel cannot run: no C compiler, or RESTORE_DEFORM=torch")
+    key, query, displacement, weight = random_case(groups, (5, 6), taps=9, channels=channels)
+    value = random_case(groups, (5, 6), channels=channels, seed=1)[0]
+    at_once = deform.deform_attend(query, key, value, displacement, weight, top_k)
+    monkeypatch.setattr(deform, "has_kernel", lambda: False)
+    out_of_samples = deform.deform_attend(query, key, value, displacement, weight, top_k)
+    assert_close(at_once.answer, out_of_samples.answer, atol=1e-4, rtol=1e-4)
+    assert_close(at_once.best, out_of_samples.best, atol=1e-4, rtol=1e-4)
+    relevance = deform_dot(key, query, displacement, weight)  # equal ones may stand in any order, but each once
+    assert_close(relevance.gather(1, at_once.taps), at_once.best, atol=1e-4, rtol=1e-4)
+    assert all(len(set(taps.tolist())) == top_k for taps in at_once.taps.movedim(1, -1).reshape(-1, top_k))
+
+
 # ---- warping
 
 
