@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint bench clean
 
 demo: $(VENV)/.runtime  ## restore the embedded sample clip with shipped weights; pictures and a video in demo/
 	$(BIN)/python -m restore.demo
@@ -14,6 +14,9 @@ test: lint $(VENV)/.dev  ## lint, type check, test suite
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+bench: $(VENV)/.runtime  ## speed of networks, DCNv2 and a training step, as ratios; results/bench.json
+	$(BIN)/python -m bench.table
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

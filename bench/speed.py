@@ -26,14 +26,14 @@ def convolution_gflops(precision: str) -> float:
     return 2 * 64 * 64 * 9 * 256 * 448 / best_seconds(lambda: F.conv2d(x, weight, padding=1), 10) / 1e9
 
 
-def measure(name: str, precision: str, runs: int, rate: float) -> dict[str, object]:
+def measure(name: str, precision: str, runs: int, rate: float, size: tuple[int, int] = (64, 112)) -> dict[str, object]:
     """Parameters, multiply-adds, seconds and peak memory of one network; ``rate`` in GFLOP/s is the machine's limit."""
     network: VideoNet = ARCHS[name]().eval() if name in ARCHS else load_network(name)
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    clip = torch.rand(1, 4, 3, 64, 112)
+    clip = torch.rand(1, 4, 3, *size)
     with torch.inference_mode(), autocast(torch.device("cpu"), precision):
         seconds = best_seconds(lambda: network(clip), runs)
-    gmac = count_gmac(network, 4, 64, 112)
+    gmac = count_gmac(network, 4, *size)
     return {
         "network": name,
         "precision": precision,
@@ -52,14 +52,17 @@ def main() -> None:
     parser.add_argument("networks", nargs="*", default=["stdan", "stdan_s"])
     parser.add_argument("--precision", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16"])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--size", default="64x112", help="of the input, HxW")
     parser.add_argument("--runs", type=int, default=3)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     keep_freed_memory()
+    height, width = map(int, arguments.size.split("x"))
     for precision in arguments.precision:
         rate = convolution_gflops(precision)
         for name in arguments.networks:
-            print(json.dumps({**measure(name, precision, arguments.runs, rate), "conv_gflops": round(rate)}))
+            row = measure(name, precision, arguments.runs, rate, (height, width))
+            print(json.dumps({**row, "conv_gflops": round(rate)}), flush=True)
 
 
 if __name__ == "__main__":

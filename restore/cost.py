@@ -6,6 +6,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from archs.layers import deform_kernel, window_kernel
+
 
 def count_parameters(network: nn.Module) -> int:
     """Trainable and frozen parameters together."""
@@ -22,7 +24,8 @@ def count_gmac(network: nn.Module, frames: int, height: int, width: int) -> floa
 
     parameter = next(network.parameters())
     clip = torch.zeros(1, frames, 3, height, width, device=parameter.device, dtype=parameter.dtype)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    kernels = {**deform_kernel.FLOPS, **window_kernel.FLOPS}
+    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=kernels) as counter:
         network(clip)
     return counter.get_total_flops() / 2e9
 

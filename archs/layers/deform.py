@@ -55,7 +55,7 @@ def deform_dot(
 def _sample(mode: int, x: Tensor, query: Tensor, displacement: Tensor, weight: Tensor | None) -> Tensor:
     if weight is None:
         weight = displacement.new_ones(()).expand(x.shape[0], *displacement.shape[1:3], *x.shape[2:])
-    sample = sampler(x)
+    sample = sampler(x, weight.shape[1])
     with torch.autocast(x.device.type, enabled=False):
         return sample(mode, x, query, displacement.float(), weight.float())
 
@@ -80,7 +80,7 @@ def deform_attend(
 
     ``weight`` multiplies keys and values. Where a kernel can do so, no sample is ever held.
     """
-    attend = attender(query)
+    attend = attender(query, weight.shape[1])
     with torch.autocast(query.device.type, enabled=False):
         return Attended(*attend(query, key, value, displacement.float(), weight.float(), top_k))
 
@@ -174,7 +174,7 @@ class ModulatedDeformConv(nn.Module):
         ``guidance`` as in `DeformOffsets`.
         """
         displacement, modulation = self.offsets(guide, base, guidance)
-        convolve = convolver(x)
+        convolve = convolver(x, modulation.shape[1])
         if convolve is not None:
             with torch.autocast(x.device.type, enabled=False):
                 mixed = convolve(x, displacement, modulation, self.weight, self.bias)

@@ -9,6 +9,7 @@ backend does not do itself is done by the next one, or made out of samples (`arc
 import functools
 import logging
 import os
+import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from typing import NamedTuple
@@ -16,8 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from archs.layers import deform_kernel as cpp
 from archs.layers import deform_operators, deform_torch
-from archs.layers.deform_kernel import DOT, MAX_CHANNELS, TAPS, deform_kernel, kernel
 
 VARIABLE = "RESTORE_DEFORM"
 
@@ -34,6 +35,7 @@ class Backend(NamedTuple):
     sample: deform_torch.Sampler | None = None
     attend: Attender | None = None
     convolve: Convolver | None = None
+    channels: int = sys.maxsize  # of a group, at most: wider ones are PyTorch's
 
 
 def _always(kind: str) -> str:
@@ -43,24 +45,32 @@ def _always(kind: str) -> str:
 def _missing_cpp(kind: str) -> str:
     if kind != "cpu":
         return "it is made for a CPU"
-    return "" if kernel() is not None else "its C code cannot be compiled here"
+    return "" if cpp.kernel() is not None else "its C code cannot be compiled here"
 
 
 def _sample_cpp(mode: int, x: Tensor, query: Tensor, displacement: Tensor, weight: Tensor) -> Tensor:
-    """By the kernel of `deform_kernel.c`, unless a group has more channels than it takes."""
-    if x.shape[1] // weight.shape[1] > MAX_CHANNELS:
-        return deform_torch.sample(mode, x, query, displacement, weight)
+    """By the kernel of `deform_kernel.c`."""
     storage = torch.bfloat16 if x.dtype == torch.bfloat16 else torch.float32
-    y = deform_kernel(
+    y = cpp.deform_kernel(
         x.to(storage).permute(0, 2, 3, 1),
         query.to(storage).permute(0, 2, 3, 1),
         displacement.permute(0, 4, 5, 1, 2, 3),
         weight.permute(0, 3, 4, 1, 2),
         mode,
     )
-    if mode == TAPS:
+    if mode == cpp.TAPS:
         return y.permute(0, 4, 3, 1, 2).to(x.dtype)  # (B, H, W, K, C) -> (B, C, K, H, W)
-    return y.permute(0, 3, 1, 2).to(torch.float32 if mode == DOT else x.dtype)
+    return y.permute(0, 3, 1, 2).to(torch.float32 if mode == cpp.DOT else x.dtype)
+
+
+def _attend_cpp(
+    query: Tensor, key: Tensor, value: Tensor, displacement: Tensor, weight: Tensor, top_k: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """By one kernel where no gradient is wanted, for it has no backward; else out of samples."""
+    given = query, key, value, displacement, weight
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given):
+        return deform_torch.attend(_sample_cpp, *given, top_k)
+    return cpp.attend(*given, top_k)
 
 
 def _missing_triton(kind: str) -> str:
@@ -73,7 +83,7 @@ def _missing_triton(kind: str) -> str:
         from archs.layers import deform_triton
 
         image = torch.zeros(1, 1, 1, 1, device=kind)
-        deform_triton.sample(TAPS, image, image, image.expand(1, 1, 1, 2, 1, 1), image[None])
+        deform_triton.sample(cpp.TAPS, image, image, image.expand(1, 1, 1, 2, 1, 1), image[None])
     except Exception as error:  # of many kinds, from a compiler, a driver or Python
         return f"Triton fails on this device ({type(error).__name__}: {(str(error).strip() or '-').splitlines()[0]})"
     return ""
@@ -95,7 +105,7 @@ def _attend_triton(
 
 BACKENDS = {
     "torch": Backend(_always, deform_torch.sample),
-    "cpp": Backend(_missing_cpp, _sample_cpp),
+    "cpp": Backend(_missing_cpp, _sample_cpp, _attend_cpp, cpp.convolve, cpp.MAX_CHANNELS),
     "triton": Backend(_missing_triton, _sample_triton, _attend_triton),
     "torchvision": Backend(deform_operators.missing_torchvision, convolve=deform_operators.convolve_torchvision),
     "mmcv": Backend(deform_operators.missing_mmcv, convolve=deform_operators.convolve_mmcv),
@@ -110,7 +120,8 @@ class Choice(NamedTuple):
     convolution: str
 
     def __str__(self) -> str:
-        return f"{self.convolution}, and {self.sampling} for samples" if self.convolution else self.sampling
+        alone = self.convolution in ("", self.sampling)
+        return self.sampling if alone else f"{self.convolution}, and {self.sampling} for samples"
 
 
 @functools.cache
@@ -147,23 +158,24 @@ def _chosen(kind: str, job: str) -> str:
 _chosen._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def sampler(x: Tensor) -> deform_torch.Sampler:
-    """What samples ``x``; an exported program has PyTorch's own operations only."""
-    sample = _sampling(x).sample
+def sampler(x: Tensor, groups: int) -> deform_torch.Sampler:
+    """What samples ``x`` in so many groups; an exported program has PyTorch's own operations only."""
+    sample = _backend(x, groups, "sampling").sample
     assert sample is not None, "the choice is one that samples"
     return sample
 
 
-def attender(x: Tensor) -> Attender:
+def attender(x: Tensor, groups: int) -> Attender:
     """What does the attention to ``x``: its backend, or the samples of its backend."""
-    return _sampling(x).attend or functools.partial(deform_torch.attend, sampler(x))
+    return _backend(x, groups, "sampling").attend or functools.partial(deform_torch.attend, sampler(x, groups))
 
 
-def convolver(x: Tensor) -> Convolver | None:
+def convolver(x: Tensor, groups: int) -> Convolver | None:
     """What does the whole convolution of ``x``, if anything does."""
-    name = "" if torch.compiler.is_exporting() else _chosen(x.device.type, "convolution")
-    return BACKENDS[name].convolve if name else None
+    return _backend(x, groups, "convolution").convolve
 
 
-def _sampling(x: Tensor) -> Backend:
-    return BACKENDS["torch" if torch.compiler.is_exporting() else _chosen(x.device.type, "sampling")]
+def _backend(x: Tensor, groups: int, job: str) -> Backend:
+    name = "" if torch.compiler.is_exporting() else _chosen(x.device.type, job)
+    found = BACKENDS[name or "torch"]
+    return found if x.shape[1] // groups <= found.channels else BACKENDS["torch"]

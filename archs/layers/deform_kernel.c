@@ -10,12 +10,11 @@
  *   DOT           relevance (B, H, W, K) every tap's scalar product with query (B, H, W, C)
  * Outside the image every corner counts as zero, as in DCNv2.
  */
-#include <math.h>
-#include <stdint.h>
-#include <string.h>
+#include "vector.h"
 
-#define INLINE static inline __attribute__((always_inline))
 #define MAX_CHANNELS 256 /* of a group; the caller checks */
+
+#define STRETCH 48 /* pixels whose samples a convolution holds: 110 KB for 64 channels */
 
 enum { TAPS, SUM, DOT };
 
@@ -56,6 +55,41 @@ INLINE int locate(const Place *at, int64_t n, const Shape *s, Bilinear *b)
     return 1;
 }
 
+#define PADDED(s) ROUND_UP((s)->G * (s)->K, LANES)
+
+/* The corners of all samples of one pixel, in its image, and their weights, modulation included: [corner][PADDED]. Of
+ * a corner outside the weight is 0. */
+INLINE void locate_all(const Place *at, const Shape *s, int32_t *corner, float *weight)
+{
+    const int64_t n = s->G * s->K, padded = PADDED(s);
+    const int32_t H = (int32_t)s->H, W = (int32_t)s->W;
+    float shift[2 * padded], modulation[padded];
+    memset(shift + 2 * padded - 2 * LANES, 0, 2 * LANES * sizeof(float));
+    memset(modulation + padded - LANES, 0, LANES * sizeof(float));
+    memcpy(shift, at->shift, (size_t)(2 * n) * sizeof(float));
+    memcpy(modulation, at->weight, (size_t)n * sizeof(float));
+    for (int64_t i = 0; i < padded; i += LANES) {
+        const vec even = load(shift + 2 * i), odd = load(shift + 2 * i + LANES), none = splat(0.0f);
+        vec py = splat(at->row) + SECONDS(even, odd, 0), px = splat(at->column) + SECONDS(even, odd, 1);
+        py = smaller(larger(py, splat(-2.0f)), splat((float)(H + 1))); /* NaN, too, is far outside */
+        px = smaller(larger(px, splat(-2.0f)), splat((float)(W + 1)));
+        ivec y0 = __builtin_convertvector(py, ivec), x0 = __builtin_convertvector(px, ivec);
+        y0 += __builtin_convertvector(y0, vec) > py; /* down to the floor: true is -1 */
+        x0 += __builtin_convertvector(x0, vec) > px;
+        const ivec y1 = y0 + 1, x1 = x0 + 1;
+        const vec ty = py - __builtin_convertvector(y0, vec), tx = px - __builtin_convertvector(x0, vec);
+        const vec m = load(modulation + i), one = splat(1.0f);
+        const vec top = choose((y0 >= 0) & (y0 < H), m * (one - ty), none), low = choose((y1 >= 0) & (y1 < H), m * ty, none);
+        const vec near = choose((x0 >= 0) & (x0 < W), one - tx, none), far = choose((x1 >= 0) & (x1 < W), tx, none);
+        const ivec up = within(y0, 0, H - 1) * W, down = within(y1, 0, H - 1) * W;
+        const ivec left = within(x0, 0, W - 1), right = within(x1, 0, W - 1);
+        *(ivec *)(corner + i) = up + left, *(ivec *)(corner + padded + i) = up + right;
+        *(ivec *)(corner + 2 * padded + i) = down + left, *(ivec *)(corner + 3 * padded + i) = down + right;
+        store(weight + i, top * near), store(weight + padded + i, top * far);
+        store(weight + 2 * padded + i, low * near), store(weight + 3 * padded + i, low * far);
+    }
+}
+
 /* Modes and channel counts known at compile time let the compiler unroll and vectorise the inner loops. */
 #define DISPATCH(mode, c, CALL)                        \
     switch (mode) {                                    \
@@ -85,18 +119,6 @@ INLINE int locate(const Place *at, int64_t n, const Shape *s, Bilinear *b)
 #undef LOAD
 #undef STORE
 #undef NAME
-
-INLINE float from_bf16(uint16_t v)
-{
-    const union { uint32_t bits; float value; } x = {.bits = (uint32_t)v << 16};
-    return x.value;
-}
-
-INLINE uint16_t to_bf16(float v) /* to nearest, halves to even */
-{
-    const union { float value; uint32_t bits; } x = {.value = v};
-    return (uint16_t)((x.bits + 0x7fffu + ((x.bits >> 16) & 1u)) >> 16);
-}
 
 #define T uint16_t
 #define LOAD(v) from_bf16(v)

@@ -7,90 +7,36 @@ PyTorch; it is registered as a custom operator, so that autograd and `torch.comp
 
 import ctypes
 import functools
-import hashlib
-import logging
-import os
-import platform
-import shutil
-import subprocess
-import tempfile
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-SOURCES = [Path(__file__).with_name(name) for name in ("deform_kernel.c", "deform_kernel.h")]
-FLAGS = ("-O3", "-march=native", "-ffast-math", "-fno-finite-math-only", "-fopenmp", "-shared", "-fPIC", "-std=c11")
+from archs.layers import compiled
 
-log = logging.getLogger(__name__)
+SOURCES = [Path(__file__).with_name(name) for name in ("deform_kernel.c", "deform_kernel.h", "vector.h")]
 
 
 @functools.cache
 def kernel() -> ctypes.CDLL | None:
-    """The compiled library, or None (logged once) where it cannot be built or `RESTORE_DEFORM=torch` forbids it."""
-    if os.environ.get("RESTORE_DEFORM") == "torch":
-        return None
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if compiler is None:
-        log.info("no C compiler found: deformable sampling runs in plain PyTorch (slower, same numbers)")
-        return None
-    try:
-        return ctypes.CDLL(str(_build(compiler)))
-    except (OSError, subprocess.CalledProcessError) as error:
-        reason = getattr(error, "stderr", None) or str(error)
-        log.info("the deformable kernel did not build (%s): sampling in plain PyTorch", reason.strip()[:200])
-        return None
-
-
-_found = False  # what the last eager call of has_kernel has said
-
-
-def has_kernel() -> bool:
-    """Whether `kernel()` gives one. `torch.compile` cannot trace the search and takes what eager calls have found."""
-    global _found
-    if not torch.compiler.is_compiling():
-        _found = kernel() is not None
-    return _found
-
-
-def _build(compiler: str) -> Path:
-    """Compile into the user's cache under a name that changes with source, flags and processor."""
-    sources = [source.read_text() for source in SOURCES]
-    identity = "\0".join([*sources, *FLAGS, compiler, platform.machine(), _processor()])
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "restore"
-    library = cache / f"deform_{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
-    if not library.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache) as folder:
-            built = Path(folder) / library.name
-            command = [compiler, *FLAGS, str(SOURCES[0]), "-o", str(built), "-lm"]
-            subprocess.run(command, check=True, capture_output=True, text=True)
-            built.replace(library)  # atomic: several processes may build at once
-    return library
-
-
-def _processor() -> str:
-    """The processor's instruction sets: a home folder shared by unlike machines must not share the library."""
-    cpuinfo = Path("/proc/cpuinfo")
-    flags = [line for line in cpuinfo.read_text().splitlines() if line.startswith("flags")] if cpuinfo.exists() else []
-    return flags[0] if flags else platform.processor()
+    """The compiled library, or None (logged once) where it cannot be built."""
+    return compiled.load("deform", SOURCES, "deformable sampling runs in plain PyTorch (slower, same numbers)")
 
 
 TAPS, SUM, DOT = range(3)  # the modes of deform_kernel.c
 MAX_CHANNELS = 256  # of a group
 
 
-def _call(name: str, mode: int, tensors: list[Tensor], x: Tensor, weight: Tensor) -> None:
-    """Run one kernel on dense tensors; the types and sizes are those of ``x`` and ``weight``."""
+def _call(name: str, tensors: tuple[Tensor, ...], weight: Tensor, last: int) -> None:
+    """Run a function with dense tensors, the sizes of the first and of ``weight``, and its last number."""
     library = kernel()
     assert library is not None, "the caller asks kernel() first"
-    batch, height, width, channels = x.shape
-    groups, taps = weight.shape[3:]
-    pointers = [ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors]
-    sizes = map(ctypes.c_int64, (batch, height, width, groups, taps, channels // groups))
-    suffix = "bf16" if x.dtype == torch.bfloat16 else "f32"
-    function = getattr(library, f"{name}_{suffix}")
-    function(ctypes.c_int(mode), *pointers, *sizes, ctypes.c_int(torch.get_num_threads()))
+    x, (groups, taps) = tensors[0], weight.shape[3:]
+    numbers = (*x.shape[:3], groups, taps, x.shape[3] // groups, last)
+    function = getattr(library, f"{name}_{'bf16' if x.dtype == torch.bfloat16 else 'f32'}")
+    pointers = (ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors)
+    function(*pointers, *map(ctypes.c_int64, numbers), ctypes.c_int(torch.get_num_threads()))
 
 
 def _output(x: Tensor, weight: Tensor, mode: int) -> Tensor:
@@ -108,7 +54,7 @@ def deform_kernel(x: Tensor, query: Tensor, displacement: Tensor, weight: Tensor
     """
     x, query, displacement, weight = (tensor.contiguous() for tensor in (x, query, displacement, weight))
     y = _output(x, weight, mode)
-    _call("deform_forward", mode, [x, query, displacement, weight, y, y], x, weight)
+    _call("deform_forward", (x, query, displacement, weight, y, y), weight, mode)
     return y
 
 
@@ -127,7 +73,7 @@ def _backward_kernel(
     gx = torch.zeros_like(x, dtype=torch.float32)  # many samples add up: not in bf16
     gquery = torch.empty_like(query, dtype=torch.float32) if mode == DOT else query.new_empty(0)
     places = torch.empty_like(displacement), torch.empty_like(weight)
-    _call("deform_backward", mode, [x, query, displacement, weight, gy, gy, gx, gquery, *places], x, weight)
+    _call("deform_backward", (x, query, displacement, weight, gy, gy, gx, gquery, *places), weight, mode)
     return gx.to(x.dtype), gquery.to(query.dtype), *places
 
 
@@ -150,3 +96,109 @@ def _backward(ctx, gy: Tensor) -> tuple[Tensor | None, ...]:
 
 
 deform_kernel.register_autograd(_backward, setup_context=_save_inputs)
+
+
+# ---- the whole convolution
+
+
+@torch.library.custom_op("restore_archs::deform_convolve", mutates_args=(), device_types="cpu")
+def _convolve_kernel(x: Tensor, displacement: Tensor, modulation: Tensor, mix: Tensor, bias: Tensor) -> Tensor:
+    """Samples as of `deform_kernel` times ``mix`` (K, C, D), plus ``bias`` (D): (B, H, W, D) of x's type."""
+    x, displacement, modulation = (tensor.contiguous() for tensor in (x, displacement, modulation))
+    given = mix.shape[2]
+    width = (given + 15) // 16 * 16  # the widest vectors'
+    mix, bias = (F.pad(tensor.float(), (0, width - given)).contiguous() for tensor in (mix, bias))
+    y = x.new_empty(*x.shape[:3], width)
+    _call("deform_convolve", (x, displacement, modulation, mix, bias, y), modulation, width)
+    return y[..., :given].contiguous()
+
+
+@_convolve_kernel.register_fake
+def _(x: Tensor, displacement: Tensor, modulation: Tensor, mix: Tensor, bias: Tensor) -> Tensor:
+    return x.new_empty(*x.shape[:3], mix.shape[2])
+
+
+def _save_convolution(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _convolve_backward(ctx, gy: Tensor) -> tuple[Tensor, ...]:
+    """The samples are computed again: they are nine times as large as the image."""
+    x, displacement, modulation, mix, bias = ctx.saved_tensors
+    samples = deform_kernel(x, x, displacement, modulation, TAPS)  # (B, H, W, K, C)
+    flat = gy.flatten(0, 2).float()
+    gmix = (samples.flatten(0, 2).flatten(1).float().t() @ flat).view_as(mix)
+    gsamples = (flat @ mix.float().flatten(0, 1).t()).view_as(samples).to(x.dtype)
+    gx, _, gdisplacement, gmodulation = _backward_kernel(x, x, displacement, modulation, gsamples, TAPS)
+    return gx, gdisplacement, gmodulation, gmix.to(mix.dtype), flat.sum(0).to(bias.dtype)
+
+
+_convolve_kernel.register_autograd(_convolve_backward, setup_context=_save_convolution)
+
+
+def _flops(
+    x_shape: tuple[int, ...], d: object, m: object, mix_shape: tuple[int, ...], *rest: object, **named: object
+) -> int:
+    b, h, w, _ = x_shape
+    taps, channels, out = mix_shape
+    return 2 * b * h * w * taps * channels * out
+
+
+FLOPS = {torch.ops.restore_archs.deform_convolve: _flops}  # for FlopCounterMode's custom mapping
+
+
+def convolve(x: Tensor, displacement: Tensor, modulation: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """DCNv2 at once, no column ever written to memory.
+
+    x (B, C, H, W), displacement (B, G, 9, 2, H, W) from the pixel and modulation (B, G, 9, H, W) float32, weight
+    (D, C, 3, 3); (B, D, H, W), bfloat16 if x is and float32 otherwise.
+    """
+    storage = torch.bfloat16 if x.dtype == torch.bfloat16 else torch.float32
+    mix = weight.flatten(2).permute(2, 1, 0)
+    layout = x.to(storage).permute(0, 2, 3, 1), *_channels_last(displacement, modulation)
+    return _convolve_kernel(*layout, mix, bias).permute(0, 3, 1, 2)
+
+
+def _channels_last(displacement: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    return displacement.permute(0, 4, 5, 1, 2, 3), weight.permute(0, 3, 4, 1, 2)
+
+
+# ---- the whole attention, without a backward
+
+
+@torch.library.custom_op("restore_archs::deform_attend", mutates_args=(), device_types="cpu")
+def _attend_kernel(
+    query: Tensor, key: Tensor, value: Tensor, displacement: Tensor, weight: Tensor, top_k: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    query, key, value = (tensor.contiguous() for tensor in (query, key, value))
+    displacement, weight = displacement.contiguous(), weight.contiguous()
+    y, best, taps = _attended(query, top_k)
+    _call("deform_attend", (query, key, value, displacement, weight, y, best, taps), weight, top_k)
+    return y, best, taps
+
+
+@_attend_kernel.register_fake
+def _(
+    query: Tensor, key: Tensor, value: Tensor, displacement: Tensor, weight: Tensor, top_k: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _attended(query, top_k)
+
+
+def _attended(query: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
+    best = query.new_empty(*query.shape[:3], top_k, dtype=torch.float32)
+    return torch.empty_like(query, memory_format=torch.contiguous_format), best, best.to(torch.int64)
+
+
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, displacement: Tensor, weight: Tensor, top_k: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Relevance of all taps, the best of them, values there, pixel by pixel; where no gradient is wanted.
+
+    query, key, value: (B, C, H, W); displacement (B, G, K, 2, H, W) and weight (B, G, K, H, W) float32. The answer
+    (B, C, H, W); the relevances (B, top_k, H, W) of the best taps, falling, float32; whose taps they are, int64.
+    """
+    storage = torch.bfloat16 if key.dtype == torch.bfloat16 else torch.float32
+    frames = (tensor.to(storage).permute(0, 2, 3, 1) for tensor in (query, key, value))
+    results = _attend_kernel(*frames, *_channels_last(displacement, weight), top_k)
+    answer, best, taps = (tensor.permute(0, 3, 1, 2) for tensor in results)
+    return answer, best, taps

@@ -14,19 +14,19 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from archs.layers import deform_backends, deform_kernel
+from archs.layers import deform_backends, deform_kernel, deform_torch
 from archs.layers.deform import ModulatedDeformConv, deform_dot, deform_sample, deform_sum, warp
 from archs.layers.deform_backends import BACKENDS
 
 
 def use(name: str, monkeypatch) -> None:
-    """Sample with one backend; no other is there. Skips where it cannot be used."""
+    """Sample with one backend; beside PyTorch no other is there. Skips where it cannot be used."""
     reason = BACKENDS[name].missing("cpu")
     if reason:
         pytest.skip(f"{name}: {reason}")
     monkeypatch.setenv("RESTORE_DEFORM", name)
     monkeypatch.setattr(deform_backends, "choice", functools.cache(deform_backends.choice.__wrapped__))
-    monkeypatch.setattr(deform_backends, "BACKENDS", {name: BACKENDS[name]})
+    monkeypatch.setattr(deform_backends, "BACKENDS", {key: BACKENDS[key] for key in ("torch", name)})
 
 
 @pytest.fixture(params=["torch", "cpp"])
@@ -185,8 +185,8 @@ def test_autocast_leaves_positions_alone(backend):
 
 def test_the_operator_is_registered_right():
     """Schema, shapes without data and autograd, as `torch.compile` relies on them."""
-    if not deform_kernel.has_kernel():
-        pytest.skip("the kernel cannot run: no C compiler, or RESTORE_DEFORM=torch")
+    if deform_kernel.kernel() is None:
+        pytest.skip("the kernel cannot be built: no C compiler")
     x, query, displacement, weight = random_case(2, (3, 4))
     layout = [x.permute(0, 2, 3, 1), query.permute(0, 2, 3, 1), displacement.permute(0, 4, 5, 1, 2, 3),
               weight.permute(0, 3, 4, 1, 2)]  # fmt: skip
@@ -268,6 +268,42 @@ def test_equals_torchvision(backend):
     assert_close(layer(x, guide), referee, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize(("channels", "groups", "out"), [(16, 8, 16), (6, 2, 20), (27, 3, 5), (64, 8, 64)])
+@pytest.mark.parametrize("size", [(3, 4), (2, 101)])  # shorter and longer than the stretches it is cut into
+def test_the_convolution_at_once(channels, groups, out, size):
+    """Values and gradients against the convolution made of samples."""
+    if deform_kernel.kernel() is None:
+        pytest.skip("the kernel cannot be built: no C compiler")
+    x, _, displacement, modulation = random_case(groups, size, taps=9, channels=channels // groups)
+    generator = torch.Generator().manual_seed(2)
+    weight, bias = (torch.randn(s, generator=generator) for s in ((out, channels, 3, 3), (out,)))
+    inputs = with_gradients([x, displacement, modulation, weight, bias])
+    ours = deform_kernel.convolve(*inputs)
+    samples = deform_sample(*inputs[:3])
+    expected = torch.einsum("bckhw,ock->bohw", samples, inputs[3].flatten(2)) + inputs[4][:, None, None]
+    pairs = zip(values_and_gradients(ours, inputs), values_and_gradients(expected, inputs), strict=True)
+    for result, referee in pairs:
+        assert_close(result, referee, atol=2e-3, rtol=1e-4)
+    half = deform_kernel.convolve(x.bfloat16(), *inputs[1:]).detach()
+    assert half.dtype == torch.bfloat16 and relative_error(half, expected.detach()) < 1e-2
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 9])
+@pytest.mark.parametrize(("groups", "channels"), [(1, 3), (2, 4), (8, 9)])
+def test_the_attention_at_once(groups, channels, top_k):
+    if deform_kernel.kernel() is None:
+        pytest.skip("the kernel cannot be built: no C compiler")
+    key, query, displacement, weight = random_case(groups, (5, 6), taps=9, channels=channels)
+    value = random_case(groups, (5, 6), channels=channels, seed=1)[0]
+    answer, best, taps = deform_kernel.attend(query, key, value, displacement, weight, top_k)
+    referee = deform_torch.attend(deform_torch.sample, query, key, value, displacement, weight, top_k)
+    assert_close(answer, referee[0], atol=1e-4, rtol=1e-4)
+    assert_close(best, referee[1], atol=1e-4, rtol=1e-4)
+    relevance = deform_dot(key, query, displacement, weight)  # equal ones may stand in any order, but each once
+    assert_close(relevance.gather(1, taps), best, atol=1e-4, rtol=1e-4)
+    assert all(len(set(places.tolist())) == top_k for places in taps.movedim(1, -1).reshape(-1, top_k))
+
+
 # ---- warping
 
 
@@ -289,15 +325,17 @@ def test_warp_between_pixels_is_linear(backend):
 
 
 def test_the_kernel_can_be_switched_off():
-    code = "from archs.layers.deform_kernel import has_kernel, kernel; print(kernel(), has_kernel())"
+    code = "from archs.layers import deform_backends, deform_kernel as cpp; "
+    code += "print(deform_backends.choice('cpu'), cpp.kernel.cache_info().misses)"
     done = run_python(code, RESTORE_DEFORM="torch")
-    assert done.returncode == 0 and done.stdout == "None False\n" and done.stderr == ""
+    assert done.returncode == 0 and done.stdout == "torch 0\n" and done.stderr == ""
 
 
 def test_a_failing_compiler_falls_back(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("CC", "/bin/false")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("RESTORE_DEFORM", raising=False)
+    monkeypatch.setattr(deform_backends, "choice", functools.cache(deform_backends.choice.__wrapped__))
     caplog.set_level(logging.DEBUG)
     case = random_case(1, (3, 3))
     deform_kernel.kernel.cache_clear()

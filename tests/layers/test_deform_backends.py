@@ -41,8 +41,8 @@ def only(monkeypatch, *usable: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "usable", "expected"),
     [
-        ("cpu", ("torch", "cpp"), Choice("cpp", "")),
-        ("cpu", ("torch", "cpp", "triton", "torchvision", "mmcv"), Choice("cpp", "")),
+        ("cpu", ("torch", "cpp"), Choice("cpp", "cpp")),
+        ("cpu", ("torch", "cpp", "triton", "torchvision", "mmcv"), Choice("cpp", "cpp")),
         ("cpu", ("torch",), Choice("torch", "")),
         ("cuda", ("torch", "cpp", "triton", "torchvision"), Choice("triton", "")),
         ("cuda", ("torch", "torchvision", "mmcv"), Choice("torch", "torchvision")),

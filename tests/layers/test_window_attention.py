@@ -4,15 +4,19 @@ from itertools import product
 
 import pytest
 import torch
+from tiny import relative_error, run_python
 from torch import Tensor
 from torch.nn import functional as F
 from torch.testing import assert_close
+from torch.utils.flop_counter import FlopCounterMode
 
+from archs.layers import window_attention, window_kernel
 from archs.layers.blocks import drop_path, linear_rates
 from archs.layers.window_attention import (
     SwinBlock,
     SwinTrunk,
     WindowAttention,
+    attend_in_windows,
     from_windows,
     relative_positions,
     shift_mask,
@@ -156,3 +160,101 @@ def test_stochastic_depth_is_for_training():
     torch.manual_seed(4)
     whole = (block(x) == x).flatten(1).all(1)  # both branches dropped: a quarter of the items
     assert 4 <= whole.sum() <= 32
+
+
+# ---- the compiled kernels
+
+
+needs_kernel = pytest.mark.skipif(not window_kernel.has_kernel(), reason="no C compiler, or RESTORE_ATTENTION=torch")
+SHAPES = [(8, 6, 12), (8, 2, 24), (4, 2, 4), (2, 1, 5), (7, 3, 5), (3, 1, 1)]  # side, heads, channels of a head
+
+
+@needs_kernel
+@pytest.mark.parametrize("shifted", [False, True])
+@pytest.mark.parametrize(("side", "heads", "dim"), SHAPES)
+def test_the_kernel_is_the_definition(side, heads, dim, shifted, monkeypatch):
+    """Values and gradients, against PyTorch in double precision; bf16 is rounded once."""
+    shift = side // 2 if shifted else 0
+    qkv, bias = noise(2, 2 * side, 3 * side, 3 * heads * dim), noise(heads, side**2, side**2)
+    along = noise(2, 2 * side, 3 * side, heads * dim)
+
+    def results(dtype: torch.dtype) -> list[Tensor]:
+        inputs = [x.to(dtype).requires_grad_() for x in (qkv, bias)]
+        y = attend_in_windows(*inputs, shift)
+        return [y.detach(), *torch.autograd.grad(y, inputs, along.to(y.dtype))]
+
+    kernel, half = results(torch.float32), results(torch.bfloat16)
+    monkeypatch.setattr(window_attention, "has_kernel", lambda: False)
+    exact = results(torch.float64)
+    for ours, rounded, expected in zip(kernel, half, exact, strict=True):
+        assert_close(ours.double(), expected, atol=1e-5, rtol=1e-5)
+        assert rounded.dtype == torch.bfloat16 and relative_error(rounded, expected) < 2e-2
+
+
+@needs_kernel
+@pytest.mark.parametrize("shifted", [False, True])
+@pytest.mark.parametrize(("side", "heads", "dim"), SHAPES)
+def test_a_block_at_once_is_the_block(side, heads, dim, shifted, monkeypatch):
+    torch.manual_seed(5)
+    block = SwinBlock(heads * dim, heads, side, 1.5, shift=side // 2 if shifted else 0, drop_rate=0.0)
+    for parameter in block.requires_grad_(False).parameters():
+        parameter.normal_(std=0.4)
+    x = noise(2, 3 * side, 2 * side, heads * dim)
+    at_once = block(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = block(x.bfloat16())
+    monkeypatch.setattr(window_attention, "has_kernel", lambda: False)
+    expected = block.double()(x.double())
+    assert_close(at_once.double(), expected, atol=2e-5, rtol=2e-5)
+    assert half.dtype == torch.bfloat16 and relative_error(half, expected) < 1e-2
+
+
+@needs_kernel
+@pytest.mark.parametrize("position", [(0, 0), (5, 11)])
+def test_the_block_lets_nothing_hide_what_is_not_finite(position):
+    block, x = random_block(0), noise(1, 8, 16, 8)
+    x[0, position[0], position[1], 3] = torch.nan
+    reached = block(x).isnan().any(3)[0]
+    assert reached[:, :8].all() == (position[1] < 8) and reached[:, 8:].all() == (position[1] >= 8)
+
+
+@needs_kernel
+@pytest.mark.parametrize("why", ["gradient", "stochastic depth"])
+def test_what_learns_goes_layer_by_layer(why, monkeypatch):
+    block, x = random_block(4), noise(1, 8, 8, 8)
+    monkeypatch.setattr(window_attention, "swin_block_kernel", None)
+    with pytest.raises(TypeError, match="not callable"):
+        block(x)
+    if why == "gradient":
+        x.requires_grad_()
+    else:
+        block.train()
+    block(x)
+
+
+@needs_kernel
+def test_operators_are_registered_right():
+    qkv, bias = noise(2, 8, 4, 3 * 8).requires_grad_(), noise(2, 16, 16).requires_grad_()
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(window_kernel.window_kernel, (qkv, bias, 4, 2), test_utils=checks)
+    sizes = [(8,), (8,), (24, 8), (24,), (8, 8), (8,), (2, 16, 16), (8,), (8,), (12, 8), (12,), (8, 12), (8,)]
+    inputs = noise(2, 8, 4, 8), [noise(*size) for size in sizes], 4, 2
+    torch.library.opcheck(window_kernel.swin_block_kernel, inputs, test_utils=("test_schema", "test_faketensor"))
+
+
+@needs_kernel
+def test_multiply_adds_are_counted(monkeypatch):
+    def counted() -> int:
+        with FlopCounterMode(display=False, custom_mapping=window_kernel.FLOPS) as counter:
+            block(x)
+        return counter.get_total_flops()
+
+    block, x = random_block(4), noise(2, 16, 8, 8)
+    at_once = counted()
+    monkeypatch.setattr(window_attention, "has_kernel", lambda: False)
+    assert at_once == counted() > 0
+
+
+def test_the_kernel_can_be_switched_off():
+    code = "from archs.layers.window_kernel import has_kernel; print(has_kernel())"
+    assert run_python(code, RESTORE_ATTENTION="torch").stdout == "False\n"

@@ -1,0 +1,138 @@
+/* Vectors of floats for the kernels of this folder, in the vector extension that GCC and Clang share: they become the
+ * processor's own where it has them. And products of small matrices, and bfloat16, which C does not know. */
+#ifndef RESTORE_VECTOR_H
+#define RESTORE_VECTOR_H
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#define INLINE static inline __attribute__((always_inline))
+
+#ifdef __AVX512F__
+#define LANES 16
+#elif defined(__AVX__)
+#define LANES 8
+#else
+#define LANES 4
+#endif
+typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int32_t ivec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+
+#define ROUND_UP(n, to) (((n) + (to) - 1) / (to) * (to))
+
+INLINE vec load(const float *p) { return *(const vec *)p; }
+INLINE void store(float *p, vec v) { *(vec *)p = v; }
+INLINE vec splat(float v) { return v - (vec){0}; }
+INLINE vec choose(ivec which, vec a, vec b) { return (vec)(((ivec)a & which) | ((ivec)b & ~which)); }
+INLINE ivec choose_int(ivec which, ivec a, ivec b) { return (a & which) | (b & ~which); }
+INLINE vec larger(vec a, vec b) { return choose(a > b, a, b); } /* of NaN and b: b */
+INLINE vec smaller(vec a, vec b) { return choose(a < b, a, b); }
+INLINE ivec within(ivec i, int32_t low, int32_t high) { return choose_int(i < low, i - i + low, choose_int(i > high, i - i + high, i)); }
+
+/* Every second float, from the first (0) or the second (1) on, of two vectors in a row. */
+#if LANES == 16
+#define SECONDS(a, b, s) __builtin_shufflevector(a, b, s, s + 2, s + 4, s + 6, s + 8, s + 10, s + 12, s + 14, s + 16, \
+                                                 s + 18, s + 20, s + 22, s + 24, s + 26, s + 28, s + 30)
+#elif LANES == 8
+#define SECONDS(a, b, s) __builtin_shufflevector(a, b, s, s + 2, s + 4, s + 6, s + 8, s + 10, s + 12, s + 14)
+#else
+#define SECONDS(a, b, s) __builtin_shufflevector(a, b, s, s + 2, s + 4, s + 6)
+#endif
+
+/* e^x for x <= 0, to 3e-7 of its value; what would be less than 1e-37 is 1e-37, and NaN stays NaN. */
+INLINE vec exponential(vec x)
+{
+    const vec low = splat(-86.0f);
+    x = choose(x < low, low, x);
+    const ivec power = __builtin_convertvector(x * splat(1.44269504f) - splat(0.5f), ivec); /* nearest, since x <= 0 */
+    const vec r = x - __builtin_convertvector(power, vec) * splat(0.693147181f);
+    vec p = splat(1.0f / 720.0f); /* Taylor: |r| is at most ln(2)/2 */
+    p = p * r + splat(1.0f / 120.0f);
+    p = p * r + splat(1.0f / 24.0f);
+    p = p * r + splat(1.0f / 6.0f);
+    p = p * r + splat(0.5f);
+    p = p * r + splat(1.0f);
+    p = p * r + splat(1.0f);
+    return p * (vec)((power + 127) << 23);
+}
+
+/* x Phi(x), the exact GELU, to rounding: Phi - 1/2 is odd, x times a quotient of polynomials in x^2 (our fit, 4e-9 off),
+ * and 1/2 from 5.3 on. */
+INLINE vec gelu(vec x)
+{
+    const vec near = larger(smaller(x, splat(5.3f)), splat(-5.3f));
+    const vec u = near * near;
+    vec p = splat(2.40502983e-8f), q = splat(1.23716104e-6f);
+    p = p * u + splat(6.37896233e-6f), q = q * u + splat(7.13501773e-5f);
+    p = p * u + splat(1.60328797e-4f), q = q * u + splat(1.83653976e-3f);
+    p = p * u + splat(4.6279584e-3f), q = q * u + splat(2.81385253e-2f);
+    p = p * u + splat(3.29352817e-2f), q = q * u + splat(0.249222738f);
+    p = p * u + splat(0.398942254f), q = q * u + splat(1.0f);
+    return x * (splat(0.5f) + near * (p / q));
+}
+
+INLINE float from_bf16(uint16_t v)
+{
+    const union { uint32_t bits; float value; } x = {.bits = (uint32_t)v << 16};
+    return x.value;
+}
+
+INLINE uint16_t to_bf16(float v) /* to nearest, halves to even */
+{
+    const union { float value; uint32_t bits; } x = {.value = v};
+    return (uint16_t)((x.bits + 0x7fffu + ((x.bits >> 16) & 1u)) >> 16);
+}
+
+/* out (rows, width) = init + each + a b, with a (rows, inner) of any strides, b (inner, width) and init (rows, width)
+ * dense, each (rows); NULL is zero. Blocks of R x V vectors are held in registers; R and V must be literal for that. */
+#define DEFINE_BLOCK(R, V)                                                                                          \
+    INLINE void block_##R##x##V(float *out, const float *init, const float *each, const float *a, int64_t a_row,    \
+                                int64_t a_inner, const float *b, int64_t inner, int64_t width)                      \
+    {                                                                                                               \
+        vec sum[R][V];                                                                                              \
+        for (int r = 0; r < R; ++r)                                                                                 \
+            for (int v = 0; v < V; ++v)                                                                             \
+                sum[r][v] = splat(each ? each[r] : 0.0f) + (init ? load(init + r * width + v * LANES) : splat(0.0f)); \
+        for (int64_t n = 0; n < inner; ++n) {                                                                       \
+            vec row[V];                                                                                             \
+            for (int v = 0; v < V; ++v) row[v] = load(b + n * width + v * LANES);                                   \
+            for (int r = 0; r < R; ++r)                                                                             \
+                for (int v = 0; v < V; ++v) sum[r][v] += splat(a[r * a_row + n * a_inner]) * row[v];                \
+        }                                                                                                           \
+        for (int r = 0; r < R; ++r)                                                                                 \
+            for (int v = 0; v < V; ++v) store(out + r * width + v * LANES, sum[r][v]);                              \
+    }
+DEFINE_BLOCK(1, 1)
+DEFINE_BLOCK(8, 1)
+DEFINE_BLOCK(1, 4)
+DEFINE_BLOCK(2, 4)
+#if LANES == 16
+DEFINE_BLOCK(6, 4) /* 24 sums, 4 of b and a factor in 32 registers */
+#endif
+
+INLINE void multiply(float *out, const float *init, const float *each, const float *a, int64_t a_row, int64_t a_inner,
+                     const float *b, int64_t rows, int64_t inner, const int64_t width)
+{
+#define BLOCKS(R, V)                                                                                               \
+    for (; r + R <= rows; r += R)                                                                                  \
+        block_##R##x##V(out + r * width + v, init ? init + r * width + v : 0, each ? each + r : 0, a + r * a_row, a_row, \
+                        a_inner, b + v, inner, width);
+    int64_t v = 0;
+    for (; v + 4 * LANES <= width; v += 4 * LANES) {
+        int64_t r = 0;
+#if LANES == 16
+        BLOCKS(6, 4)
+#endif
+        BLOCKS(2, 4)
+        BLOCKS(1, 4)
+    }
+    for (; v < width; v += LANES) {
+        int64_t r = 0;
+        BLOCKS(8, 1)
+        BLOCKS(1, 1)
+    }
+#undef BLOCKS
+}
+
+#endif
