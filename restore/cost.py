@@ -2,16 +2,27 @@
 
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from archs.layers import deform_kernel, window_kernel
 
+if TYPE_CHECKING:
+    from torch.utils.flop_counter import FlopCounterMode
+
 
 def count_parameters(network: nn.Module) -> int:
     """Trainable and frozen parameters together."""
     return sum(parameter.numel() for parameter in network.parameters())
+
+
+def counting() -> "FlopCounterMode":
+    """PyTorch's counter, which is told what the compiled kernels do: two operations a multiply-add."""
+    from torch.utils.flop_counter import FlopCounterMode  # imports Triton where there is one, which takes a second
+
+    return FlopCounterMode(display=False, custom_mapping={**deform_kernel.FLOPS, **window_kernel.FLOPS})
 
 
 def count_gmac(network: nn.Module, frames: int, height: int, width: int) -> float:
@@ -20,12 +31,9 @@ def count_gmac(network: nn.Module, frames: int, height: int, width: int) -> floa
     Convolutions, matrix products and attention count, as PyTorch's FlopCounterMode has them; sampling, normalisation
     and activations do not.
     """
-    from torch.utils.flop_counter import FlopCounterMode  # imports Triton where there is one, which takes a second
-
     parameter = next(network.parameters())
     clip = torch.zeros(1, frames, 3, height, width, device=parameter.device, dtype=parameter.dtype)
-    kernels = {**deform_kernel.FLOPS, **window_kernel.FLOPS}
-    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=kernels) as counter:
+    with torch.no_grad(), counting() as counter:
         network(clip)
     return counter.get_total_flops() / 2e9
 

@@ -6,7 +6,6 @@ from safetensors.torch import save_file
 from tiny import PUBLISHED, RECURRENT, awaken, seeded_clip, unchecked
 from torch import Tensor
 from torch.testing import assert_close
-from torch.utils.flop_counter import FlopCounterMode
 
 from archs import STDAN
 from archs.action.atm_resnet import ATMResNet
@@ -14,7 +13,7 @@ from archs.action.dtf_net import DTFNet
 from archs.action.extractors import EXTRACTORS, ActionExtractor, at_every_pixel
 from archs.layers.window_attention import SwinTrunk
 from restore.checkpoint import CheckpointError, load_network, save_network
-from restore.cost import count_parameters
+from restore.cost import count_parameters, counting
 from restore.options import OptionError, load_options
 from restore.restoration import load_extractor
 from restore.run import recompute_activations
@@ -239,7 +238,7 @@ def test_they_cost_less_than_what_they_replace():
     costs = []
     for encoder in (STDAN(decoder_depths=(1,)).encoder, *(extractor(64) for extractor in EXTRACTORS.values())):
         inputs = (clip, seen) if isinstance(encoder, ActionExtractor) else (seen[0],)
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        with torch.no_grad(), counting() as counter:
             encoder.eval()(*inputs)
         costs.append((counter.get_total_flops(), count_parameters(encoder)))
     assert all(gmac < costs[0][0] and count < costs[0][1] for gmac, count in costs[1:])

@@ -165,7 +165,8 @@ def test_an_unknown_task(command):
 # ---- the list
 
 
-def test_the_list(ship, command):
+def test_the_list(ship, command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
     ship("a_name_that_is_long", COMPACT, licence="Apache-2.0", summary="word " * 60, **JOINT_SR)
     figures = {"set": "Vid4", "psnr": 25.5, "ssim": 0.75, "protocol": "on Y, no crop"}
     figures |= {"baseline": "input", "baseline_psnr": 20.0, "baseline_ssim": 0.5}

@@ -37,7 +37,7 @@ class Enlarged(VideoNet):
         wide = both.repeat_interleave(4, -1).repeat_interleave(4, -2)[..., None] * self.gain
         return wide.mean(-1)
 
-cli.load_network = lambda *_, **__: Enlarged()
+cli.load_for_task = lambda *_, **__: ("enlarged", Enlarged())
 budget = (resident_bytes() >> 20) + 200
 print("budget", budget)
 for line in sys.argv[2:]:

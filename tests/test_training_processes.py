@@ -97,8 +97,9 @@ def test_shared_validation_gives_the_figures_of_one_process(options_file, togeth
     for name, section in options.test_sets.items():
         clips = construct(TEST_SETS, section, f"datasets.{name}")
         figures = Restoration().validate(options, load_network(path), name, clips, Path("unused"), StopRequests())
-        assert figures and figures == found[name]
-        assert {"iteration": 6, "validation": name, **figures} in records(together)
+        # compiled kernels sum in another order with another number of threads
+        assert figures and figures == pytest.approx(found[name], rel=1e-6)
+        assert {"iteration": 6, "validation": name, **found[name]} in records(together)
 
 
 DISASTERS = """

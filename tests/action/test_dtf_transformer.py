@@ -8,12 +8,12 @@ from tiny import awaken, relative_error, seeded_clip, unchecked
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.testing import assert_close
-from torch.utils.flop_counter import FlopCounterMode
 
 from archs.action.dtf_net import MEAN, STD
 from archs.action.dtf_transformer import DTFSwinBlock, DTFTransformer, published_key
 from archs.layers import window_attention
 from archs.layers.dtf import DTFBlock
+from restore.cost import counting
 
 
 def small(*, seed: int = 0, **arguments: object) -> DTFTransformer:
@@ -82,7 +82,7 @@ def test_published_entries(published):
 )
 def test_parameters_and_cost(without_values, frames, parameters, gmac):
     """The table measured for the published base size at 224 px, in millions and 10^9; it counts what is never used."""
-    with unchecked(), FlopCounterMode(display=False) as counter:
+    with unchecked(), counting() as counter:
         network = DTFTransformer(clip_length=frames).eval()
         network(torch.zeros(1, frames, 3, 224, 224))
         state = network.export_published()
