@@ -18,7 +18,8 @@ from restore.writers import FrameFolderWriter
 # The command, once for every line of arguments, with a network that only enlarges, by way of large intermediate
 # results. After each its own peak memory is printed. BUDGET is 200 MB more than the process holds at first.
 COMMAND = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite that runs in the background has it ignored
 import torch
 import restore.__main__ as cli
 from archs import VideoNet
