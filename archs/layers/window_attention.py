@@ -145,7 +145,7 @@ class SwinBlock(nn.Module):
     def _at_once(self, x: Tensor) -> bool:
         """Whether the block's own kernel can do it: nothing to learn or to drop, and a window fits into the cache."""
         tokens, (hidden, channels) = self.attention.window**2, self.widen.weight.shape
-        learns = torch.is_grad_enabled() and (x.requires_grad or self.widen.weight.requires_grad)
+        learns = torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in self.parameters()))
         drops = self.training and self.drop_rate > 0
         fits = tokens <= MAX_TOKENS and tokens * (3 * channels + hidden) <= MAX_BLOCK
         return not learns and not drops and fits and _runs_kernels(x)

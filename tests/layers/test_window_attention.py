@@ -219,7 +219,7 @@ def test_the_block_lets_nothing_hide_what_is_not_finite(position):
 
 
 @needs_kernel
-@pytest.mark.parametrize("why", ["gradient", "stochastic depth"])
+@pytest.mark.parametrize("why", ["gradient", "one parameter", "stochastic depth"])
 def test_what_learns_goes_layer_by_layer(why, monkeypatch):
     block, x = random_block(4), noise(1, 8, 8, 8)
     monkeypatch.setattr(window_attention, "swin_block_kernel", None)
@@ -227,6 +227,8 @@ def test_what_learns_goes_layer_by_layer(why, monkeypatch):
         block(x)
     if why == "gradient":
         x.requires_grad_()
+    elif why == "one parameter":
+        block.attention.project.bias.requires_grad_()
     else:
         block.train()
     block(x)
