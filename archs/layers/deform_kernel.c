@@ -110,18 +110,5 @@ INLINE void locate_all(const Place *at, const Shape *s, int32_t *corner, float *
         default: CALL(mode, c);          \
     }
 
-#define T float
-#define LOAD(v) (v)
-#define STORE(v) (v)
-#define NAME(x) x##_f32
-#include "deform_kernel.h"
-#undef T
-#undef LOAD
-#undef STORE
-#undef NAME
-
-#define T uint16_t
-#define LOAD(v) from_bf16(v)
-#define STORE(v) to_bf16(v)
-#define NAME(x) x##_bf16
-#include "deform_kernel.h"
+#define KERNELS "deform_kernel.h"
+#include "both_types.h"

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from archs.layers import compiled
 
-SOURCES = [Path(__file__).with_name(name) for name in ("deform_kernel.c", "deform_kernel.h", "vector.h")]
+_FILES = ("deform_kernel.c", "deform_kernel.h", "both_types.h", "vector.h")
+SOURCES = [Path(__file__).with_name(name) for name in _FILES]
 
 
 @functools.cache

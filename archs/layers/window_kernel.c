@@ -16,7 +16,6 @@
 #include "vector.h"
 
 #define MAX_TOKENS 256
-#define MAX_DIM 64
 
 typedef struct {
     int64_t M, H, W, heads, D, side, shift, hidden;
@@ -133,18 +132,5 @@ INLINE void swin_block(float *x, const Weights *w, const Window *window, const S
     if (N == 64) CALL(64) \
     else CALL(N)
 
-#define T float
-#define LOAD(v) (v)
-#define STORE(v) (v)
-#define NAME(x) x##_f32
-#include "window_kernel.h"
-#undef T
-#undef LOAD
-#undef STORE
-#undef NAME
-
-#define T uint16_t
-#define LOAD(v) from_bf16(v)
-#define STORE(v) to_bf16(v)
-#define NAME(x) x##_bf16
-#include "window_kernel.h"
+#define KERNELS "window_kernel.h"
+#include "both_types.h"

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from archs.layers import compiled
 
-SOURCES = [Path(__file__).with_name(name) for name in ("window_kernel.c", "window_kernel.h", "vector.h")]
+_FILES = ("window_kernel.c", "window_kernel.h", "both_types.h", "vector.h")
+SOURCES = [Path(__file__).with_name(name) for name in _FILES]
 MAX_TOKENS, MAX_DIM, MAX_BLOCK = 256, 64, 64 * 4096  # of a window, of a head, numbers that a block holds at once
 
 

@@ -1,0 +1,16 @@
+/* Includes the header KERNELS twice: its functions for images of float, and for those of bfloat16. */
+#define T float
+#define LOAD(v) (v)
+#define STORE(v) (v)
+#define NAME(x) x##_f32
+#include KERNELS
+#undef T
+#undef LOAD
+#undef STORE
+#undef NAME
+
+#define T uint16_t
+#define LOAD(v) from_bf16(v)
+#define STORE(v) to_bf16(v)
+#define NAME(x) x##_bf16
+#include KERNELS
