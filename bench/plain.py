@@ -18,7 +18,8 @@ from archs.layers.deform import deform_sample
 from archs.layers.deform_attention import DeformableAttention
 from archs.layers.feature_interpolation import FeatureInterpolation
 
-PLAIN = {"RESTORE_DEFORM": "torch", "RESTORE_ATTENTION": "torch"}  # in the environment: no kernel of ours
+# in the environment: no kernel of ours
+PLAIN = {"RESTORE_DEFORM": "torch", "RESTORE_ATTENTION": "torch", "RESTORE_CONVOLUTION": "torch"}
 
 
 def plain_forward(network: STDAN, clip: Float[Tensor, "b t 3 h w"]) -> Float[Tensor, "b u 3 H W"]:

@@ -2,7 +2,7 @@
 
 The recipe of options/stdan.yml but for the batch: one sample, 4 frames of 32x32 -> 7 of 128x128, Charbonnier loss,
 Adam, stochastic depth. Prints one JSON line. ``--plain`` takes the order of the published program (`bench.plain`; set
-RESTORE_DEFORM and RESTORE_ATTENTION to torch, too), ``--recompute`` is ``train.activation_checkpointing``.
+`bench.plain.PLAIN` in the environment, too), ``--recompute`` is ``train.activation_checkpointing``.
 """
 
 import argparse
