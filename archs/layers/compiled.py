@@ -1,6 +1,6 @@
 """C kernels of this package: built on first use with the machine's C compiler, kept in the user's cache, optional.
 
-The kernels are plain C behind ctypes, so they build in a second and need no headers of PyTorch.
+The kernels are plain C behind ctypes, so they build in seconds and need no headers of PyTorch.
 """
 
 import ctypes

@@ -15,6 +15,7 @@
 #define MAX_CHANNELS 256 /* of a group; the caller checks */
 
 #define STRETCH 48 /* pixels whose samples a convolution holds: 110 KB for 64 channels */
+#define WIDEST 16  /* channels are padded to a multiple where matrices of the caller are multiplied */
 
 enum { TAPS, SUM, DOT };
 
@@ -28,38 +29,18 @@ typedef struct {
     const float *weight; /* (G, K) of this pixel */
 } Place;
 
-typedef struct {
-    int64_t corner[4]; /* offsets of the four corners into one (H, W, C) image; 0 where the corner is outside */
-    float weight[4];   /* bilinear weights; 0 where the corner is outside */
-    float slope_y[4];  /* d weight / d dy */
-    float slope_x[4];  /* d weight / d dx */
-} Bilinear;
+#define PADDED(s) ROUND_UP((s)->G * (s)->K, LANES)
+#define SLOT(i) (4 * ((i) & -LANES) + ((i) & (LANES - 1))) /* of sample i; its next corner lies LANES further */
 
-/* Returns 0 when all four corners lie outside. */
-INLINE int locate(const Place *at, int64_t n, const Shape *s, Bilinear *b)
+INLINE void store_corners(float *to, vec top, vec low, vec near, vec far)
 {
-    const float py = at->row + at->shift[2 * n], px = at->column + at->shift[2 * n + 1];
-    if (!(py > -1.0f && py < (float)s->H && px > -1.0f && px < (float)s->W)) return 0;
-    const float fy = floorf(py), fx = floorf(px);
-    const int64_t y0 = (int64_t)fy, x0 = (int64_t)fx;
-    const float ty = py - fy, tx = px - fx;
-    for (int i = 0; i < 4; ++i) {
-        const int64_t y = y0 + (i >> 1), x = x0 + (i & 1);
-        const float inside = (y >= 0 && y < s->H && x >= 0 && x < s->W) ? 1.0f : 0.0f;
-        const float wy = (i >> 1) ? ty : 1.0f - ty, wx = (i & 1) ? tx : 1.0f - tx;
-        b->corner[i] = inside > 0.0f ? (y * s->W + x) * s->C : 0;
-        b->weight[i] = inside * wy * wx;
-        b->slope_y[i] = inside * ((i >> 1) ? wx : -wx);
-        b->slope_x[i] = inside * ((i & 1) ? wy : -wy);
-    }
-    return 1;
+    store(to, top * near), store(to + LANES, top * far);
+    store(to + 2 * LANES, low * near), store(to + 3 * LANES, low * far);
 }
 
-#define PADDED(s) ROUND_UP((s)->G * (s)->K, LANES)
-
-/* The corners of all samples of one pixel, in its image, and their weights, modulation included: [corner][PADDED]. Of
- * a corner outside the weight is 0. */
-INLINE void locate_all(const Place *at, const Shape *s, int32_t *corner, float *weight)
+/* The corners of all samples of one pixel, in its image, and their weights, modulation included, at SLOT. Of a corner
+ * outside the weight is 0. Where slope is not NULL: d weight / d (dy, dx, modulation), 4 * PADDED each. */
+INLINE void locate_with(const Place *at, const Shape *s, int32_t *corner, float *weight, float *slope)
 {
     const int64_t n = s->G * s->K, padded = PADDED(s);
     const int32_t H = (int32_t)s->H, W = (int32_t)s->W;
@@ -79,15 +60,110 @@ INLINE void locate_all(const Place *at, const Shape *s, int32_t *corner, float *
         const ivec y1 = y0 + 1, x1 = x0 + 1;
         const vec ty = py - __builtin_convertvector(y0, vec), tx = px - __builtin_convertvector(x0, vec);
         const vec m = load(modulation + i), one = splat(1.0f);
-        const vec top = choose((y0 >= 0) & (y0 < H), m * (one - ty), none), low = choose((y1 >= 0) & (y1 < H), m * ty, none);
-        const vec near = choose((x0 >= 0) & (x0 < W), one - tx, none), far = choose((x1 >= 0) & (x1 < W), tx, none);
+        const ivec above = (y0 >= 0) & (y0 < H), below = (y1 >= 0) & (y1 < H); /* which sides are inside */
+        const ivec before = (x0 >= 0) & (x0 < W), behind = (x1 >= 0) & (x1 < W);
+        const vec top = choose(above, one - ty, none), low = choose(below, ty, none);
+        const vec near = choose(before, one - tx, none), far = choose(behind, tx, none);
         const ivec up = within(y0, 0, H - 1) * W, down = within(y1, 0, H - 1) * W;
         const ivec left = within(x0, 0, W - 1), right = within(x1, 0, W - 1);
-        *(ivec *)(corner + i) = up + left, *(ivec *)(corner + padded + i) = up + right;
-        *(ivec *)(corner + 2 * padded + i) = down + left, *(ivec *)(corner + 3 * padded + i) = down + right;
-        store(weight + i, top * near), store(weight + padded + i, top * far);
-        store(weight + 2 * padded + i, low * near), store(weight + 3 * padded + i, low * far);
+        ivec *pixel = (ivec *)(corner + 4 * i);
+        pixel[0] = up + left, pixel[1] = up + right, pixel[2] = down + left, pixel[3] = down + right;
+        store_corners(weight + 4 * i, m * top, m * low, near, far);
+        if (!slope) continue;
+        float *of = slope + 4 * i;
+        store_corners(of, choose(above, -m, none), choose(below, m, none), near, far);
+        store_corners(of + 4 * padded, m * top, m * low, choose(before, -one, none), choose(behind, one, none));
+        store_corners(of + 8 * padded, top, low, near, far);
     }
+}
+
+APART void locate_all(const Place *at, const Shape *s, int32_t *corner, float *weight)
+{
+    locate_with(at, s, corner, weight, 0);
+}
+
+APART void locate_slopes(const Place *at, const Shape *s, int32_t *corner, float *weight, float *slope)
+{
+    locate_with(at, s, corner, weight, slope);
+}
+
+/* ---- backward: which gradients a thread adds to, see deform_backward.h */
+
+/* Of a thread's pixels: from `pixel` to `stop` in the image that begins at pixel `image`, and on to `end`. */
+typedef struct {
+    int64_t image, pixel, stop, end, thread;
+} Range;
+
+INLINE int64_t first_pixel(int64_t thread, int64_t threads, int64_t B, const Shape *s)
+{
+    return B * s->H * s->W * thread / threads;
+}
+
+INLINE void enter(Range *r, int64_t pixel, const Shape *s)
+{
+    const int64_t size = s->H * s->W, next = pixel / size * size + size;
+    r->image = next - size, r->pixel = pixel, r->stop = next < r->end ? next : r->end;
+}
+
+INLINE Range range_of(int64_t thread, int64_t threads, int64_t B, const Shape *s)
+{
+    Range r = {.end = first_pixel(thread + 1, threads, B, s), .thread = thread};
+    enter(&r, first_pixel(thread, threads, B, s), s);
+    return r;
+}
+
+/* Where this thread adds to the gradient of its present image, set to zero. */
+INLINE float *claim(float *gx, float *spare, const Range *r, const Shape *s)
+{
+    const int64_t size = s->H * s->W * s->C;
+    float *mine = r->pixel == r->image ? gx + r->image * s->C : spare + r->thread * size;
+    return memset(mine, 0, (size_t)size * sizeof(float));
+}
+
+/* Adds the images of those threads whose range begins within one. */
+APART void add_spare(float *gx, const float *spare, int64_t B, const Shape *s, int threads)
+{
+    const int64_t size = s->H * s->W * s->C;
+    for (int64_t t = 1; t < threads; ++t) {
+        const Range r = range_of(t, threads, B, s);
+        float *to = gx + r.image * s->C;
+        const float *from = spare + t * size;
+        if (r.pixel == r.image || r.pixel == r.end) continue;
+#pragma omp parallel for schedule(static) num_threads(threads)
+        for (int64_t i = 0; i < size; ++i) to[i] += from[i];
+    }
+}
+
+INLINE Place place(int64_t p, const float *displacement, const float *weight, const Shape *s)
+{
+    const int64_t n = s->G * s->K * p, pixel = p % (s->H * s->W);
+    return (Place){(float)(pixel / s->W), (float)(pixel % s->W), displacement + 2 * n, weight + n};
+}
+
+/* Gradients (G, K, 2) and (G, K) of one pixel's places, given the products [sample][corner] of the gradients of its
+ * samples with their corners. */
+APART void place_gradients(const float *slope, const float *dots, float *gshift, float *gweight, const Shape *s)
+{
+    const int64_t n = PADDED(s), count = s->G * s->K;
+    float sums[3 * n];
+    for (int64_t i = 0; i < n; i += LANES) {
+        vec dot[4];
+        fourths(dots + 4 * i, dot);
+        for (int q = 0; q < 3; ++q) {
+            vec sum = splat(0.0f);
+            for (int j = 0; j < 4; ++j) sum += load(slope + 4 * (q * n + i) + j * LANES) * dot[j];
+            store(sums + q * n + i, sum);
+        }
+    }
+    for (int64_t i = 0; i < count; ++i) gshift[2 * i] = sums[i], gshift[2 * i + 1] = sums[n + i];
+    memcpy(gweight, sums + 2 * n, (size_t)count * sizeof(float));
+}
+
+/* Pixels whose samples and their gradients fit into 250 KB, but for very wide images. */
+INLINE int64_t stretch(const Shape *s)
+{
+    const int64_t fit = 32 * 1024 / (s->K * ROUND_UP(s->C, WIDEST));
+    return fit < 8 ? 8 : fit > STRETCH ? STRETCH : fit;
 }
 
 /* Modes and channel counts known at compile time let the compiler unroll and vectorise the inner loops. */
@@ -111,4 +187,7 @@ INLINE void locate_all(const Place *at, const Shape *s, int32_t *corner, float *
     }
 
 #define KERNELS "deform_kernel.h"
+#include "both_types.h"
+#undef KERNELS
+#define KERNELS "deform_backward.h"
 #include "both_types.h"

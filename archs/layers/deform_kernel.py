@@ -1,7 +1,7 @@
 """The compiled CPU kernel of deformable sampling: built on first use with the machine's C compiler, cached, optional.
 
 Where no compiler is found `kernel()` is None and `archs.layers.deform` samples with PyTorch alone, several times
-slower and equal to rounding. The kernel is plain C behind ctypes, so it builds in a second and needs no headers of
+slower and equal to rounding. The kernel is plain C behind ctypes, so it builds in seconds and needs no headers of
 PyTorch; it is registered as a custom operator, so that autograd and `torch.compile` know it.
 """
 
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from archs.layers import compiled
 
-_FILES = ("deform_kernel.c", "deform_kernel.h", "both_types.h", "vector.h")
+_FILES = ("deform_kernel.c", "deform_kernel.h", "deform_backward.h", "both_types.h", "vector.h")
 SOURCES = [Path(__file__).with_name(name) for name in _FILES]
 
 
@@ -29,14 +29,15 @@ TAPS, SUM, DOT = range(3)  # the modes of deform_kernel.c
 MAX_CHANNELS = 256  # of a group
 
 
-def _call(name: str, tensors: tuple[Tensor, ...], weight: Tensor, last: int) -> None:
-    """Run a function with dense tensors, the sizes of the first and of ``weight``, and its last number."""
+def _call(name: str, tensors: tuple[Tensor | None, ...], weight: Tensor, last: int) -> None:
+    """Run a function with dense tensors (None: NULL), the sizes of the first and of ``weight``, and its last number."""
     library = kernel()
     assert library is not None, "the caller asks kernel() first"
     x, (groups, taps) = tensors[0], weight.shape[3:]
+    assert x is not None
     numbers = (*x.shape[:3], groups, taps, x.shape[3] // groups, last)
     function = getattr(library, f"{name}_{'bf16' if x.dtype == torch.bfloat16 else 'f32'}")
-    pointers = (ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors)
+    pointers = (ctypes.c_void_p(None if tensor is None else tensor.data_ptr()) for tensor in tensors)
     function(*pointers, *map(ctypes.c_int64, numbers), ctypes.c_int(torch.get_num_threads()))
 
 
@@ -68,13 +69,11 @@ def _(x: Tensor, query: Tensor, displacement: Tensor, weight: Tensor, mode: int)
 def _backward_kernel(
     x: Tensor, query: Tensor, displacement: Tensor, weight: Tensor, gy: Tensor, mode: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    x, query, displacement, weight, gy = (
-        tensor.contiguous() for tensor in (x, query, displacement, weight, gy)
-    )
-    gx = torch.zeros_like(x, dtype=torch.float32)  # many samples add up: not in bf16
+    x, query, displacement, weight, gy = (tensor.contiguous() for tensor in (x, query, displacement, weight, gy))
+    gx, spare = _image_gradients(x)
     gquery = torch.empty_like(query, dtype=torch.float32) if mode == DOT else query.new_empty(0)
     places = torch.empty_like(displacement), torch.empty_like(weight)
-    _call("deform_backward", (x, query, displacement, weight, gy, gy, gx, gquery, *places), weight, mode)
+    _call("deform_backward", (x, query, displacement, weight, gy, gy, gx, spare, gquery, *places), weight, mode)
     return gx.to(x.dtype), gquery.to(query.dtype), *places
 
 
@@ -82,8 +81,19 @@ def _backward_kernel(
 def _(
     x: Tensor, query: Tensor, displacement: Tensor, weight: Tensor, gy: Tensor, mode: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    gquery = torch.empty_like(query) if mode == DOT else query.new_empty(0)
-    return torch.empty_like(x), gquery, torch.empty_like(displacement), torch.empty_like(weight)
+    gquery = _dense(query) if mode == DOT else query.new_empty(0)
+    return _dense(x), gquery, _dense(displacement), _dense(weight)
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    return torch.empty_like(tensor, memory_format=torch.contiguous_format)
+
+
+def _image_gradients(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Float32, since many samples add up: of the images, and an image a thread, see `deform_backward.h`."""
+    threads = torch.get_num_threads()
+    spare = x.new_empty(threads if threads > 1 else 0, *x.shape[1:], dtype=torch.float32)
+    return torch.empty_like(x, dtype=torch.float32), spare
 
 
 def _save_inputs(ctx, inputs, output) -> None:
@@ -123,15 +133,44 @@ def _save_convolution(ctx, inputs, output) -> None:
     ctx.save_for_backward(*inputs)
 
 
-def _convolve_backward(ctx, gy: Tensor) -> tuple[Tensor, ...]:
-    """The samples are computed again: they are nine times as large as the image."""
+@torch.library.custom_op("restore_archs::deform_convolve_backward", mutates_args=(), device_types="cpu")
+def _convolve_backward_kernel(
+    x: Tensor, displacement: Tensor, modulation: Tensor, mix: Tensor, gy: Tensor, mixed: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, displacement, modulation, and of mix and bias (float32): those two are empty unless ``mixed``.
+
+    The samples are computed again: they are nine times as large as the image.
+    """
+    x, displacement, modulation, gy = (tensor.contiguous() for tensor in (x, displacement, modulation, gy))
+    taps, channels, out = mix.shape
+    deep, wide = (-(-n // 16) * 16 for n in (channels, out))  # WIDEST
+    across = F.pad(mix.float().transpose(1, 2), (0, deep - channels)).contiguous()
+    gx, spare = _image_gradients(x)
+    places = torch.empty_like(displacement), torch.empty_like(modulation)
+    threads = torch.get_num_threads()
+    each = across.new_empty(threads, taps * channels + 1, wide) if mixed else None  # every thread adds to its own
+    tensors = (x, displacement, modulation, across, gy, gx, spare, *places, each)
+    _call("convolve_backward", tensors, modulation, out)
+    if each is None:
+        return gx.to(x.dtype), *places, across.new_empty(0), across.new_empty(0)
+    total = each.sum(0)[:, :out]
+    return gx.to(x.dtype), *places, total[:-1].clone().view(mix.shape), total[-1].clone()
+
+
+@_convolve_backward_kernel.register_fake
+def _(
+    x: Tensor, displacement: Tensor, modulation: Tensor, mix: Tensor, gy: Tensor, mixed: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    gmix = mix.new_empty(mix.shape if mixed else 0, dtype=torch.float32)
+    gbias = mix.new_empty(mix.shape[2] if mixed else 0, dtype=torch.float32)
+    return _dense(x), _dense(displacement), _dense(modulation), gmix, gbias
+
+
+def _convolve_backward(ctx, gy: Tensor) -> tuple[Tensor | None, ...]:
     x, displacement, modulation, mix, bias = ctx.saved_tensors
-    samples = deform_kernel(x, x, displacement, modulation, TAPS)  # (B, H, W, K, C)
-    flat = gy.flatten(0, 2).float()
-    gmix = (samples.flatten(0, 2).flatten(1).float().t() @ flat).view_as(mix)
-    gsamples = (flat @ mix.float().flatten(0, 1).t()).view_as(samples).to(x.dtype)
-    gx, _, gdisplacement, gmodulation = _backward_kernel(x, x, displacement, modulation, gsamples, TAPS)
-    return gx, gdisplacement, gmodulation, gmix.to(mix.dtype), flat.sum(0).to(bias.dtype)
+    mixed = any(ctx.needs_input_grad[3:])
+    *gradients, gmix, gbias = _convolve_backward_kernel(x, displacement, modulation, mix, gy, mixed)
+    return *gradients, *((gmix.to(mix.dtype), gbias.to(bias.dtype)) if mixed else (None, None))
 
 
 _convolve_kernel.register_autograd(_convolve_backward, setup_context=_save_convolution)

@@ -6,8 +6,12 @@
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
 
 #define INLINE static inline __attribute__((always_inline))
+#define APART static __attribute__((noinline, unused)) /* compiled once, not at every call */
 
 #ifdef __AVX512F__
 #define LANES 16
@@ -39,6 +43,15 @@ INLINE ivec within(ivec i, int32_t low, int32_t high) { return choose_int(i < lo
 #else
 #define SECONDS(a, b, s) __builtin_shufflevector(a, b, s, s + 2, s + 4, s + 6)
 #endif
+
+/* Every fourth float, from float j on in v[j], of four vectors in a row. */
+INLINE void fourths(const float *p, vec *v)
+{
+    const vec a = load(p), b = load(p + LANES), c = load(p + 2 * LANES), d = load(p + 3 * LANES);
+    const vec even = SECONDS(a, b, 0), odd = SECONDS(a, b, 1), evens = SECONDS(c, d, 0), odds = SECONDS(c, d, 1);
+    v[0] = SECONDS(even, evens, 0), v[1] = SECONDS(odd, odds, 0);
+    v[2] = SECONDS(even, evens, 1), v[3] = SECONDS(odd, odds, 1);
+}
 
 /* e^x for x <= 0, to 3e-7 of its value; what would be less than 1e-37 is 1e-37, and NaN stays NaN. */
 INLINE vec exponential(vec x)
@@ -82,6 +95,49 @@ INLINE uint16_t to_bf16(float v) /* to nearest, halves to even */
 {
     const union { float value; uint32_t bits; } x = {.value = v};
     return (uint16_t)((x.bits + 0x7fffu + ((x.bits >> 16) & 1u)) >> 16);
+}
+
+/* Few floats at once, whatever the processor's vectors: channels of a group. */
+typedef float single __attribute__((may_alias));
+typedef float quad __attribute__((vector_size(16), aligned(4), may_alias));
+typedef float oct __attribute__((vector_size(32), aligned(4), may_alias));
+
+INLINE single single_of_bf16(const uint16_t *p) { return from_bf16(*p); }
+
+#define OF_BF16(type, n)                                                                            \
+    INLINE type type##_of_bf16(const uint16_t *p)                                                   \
+    {                                                                                               \
+        typedef uint16_t halves __attribute__((vector_size(2 * n), aligned(2), may_alias));         \
+        typedef uint32_t wide __attribute__((vector_size(4 * n)));                                  \
+        return (type)(__builtin_convertvector(*(const halves *)p, wide) << 16);                     \
+    }
+OF_BF16(quad, 4)
+#ifdef __AVX2__
+INLINE oct oct_of_bf16(const uint16_t *p) /* GCC 12 takes five instructions for the same */
+{
+    return (oct)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)), 16);
+}
+#else
+OF_BF16(oct, 8)
+#endif
+
+/* The sums of each of four vectors. */
+INLINE quad sums_of_quads(const quad *v)
+{
+    const quad a = __builtin_shufflevector(v[0], v[1], 0, 4, 1, 5) + __builtin_shufflevector(v[0], v[1], 2, 6, 3, 7);
+    const quad b = __builtin_shufflevector(v[2], v[3], 0, 4, 1, 5) + __builtin_shufflevector(v[2], v[3], 2, 6, 3, 7);
+    return __builtin_shufflevector(a, b, 0, 1, 4, 5) + __builtin_shufflevector(a, b, 2, 3, 6, 7);
+}
+
+INLINE quad sums_of_octs(const oct *v) /* the same within both halves, then these */
+{
+    const oct a = __builtin_shufflevector(v[0], v[1], 0, 8, 1, 9, 4, 12, 5, 13) +
+                  __builtin_shufflevector(v[0], v[1], 2, 10, 3, 11, 6, 14, 7, 15);
+    const oct b = __builtin_shufflevector(v[2], v[3], 0, 8, 1, 9, 4, 12, 5, 13) +
+                  __builtin_shufflevector(v[2], v[3], 2, 10, 3, 11, 6, 14, 7, 15);
+    const oct sums = __builtin_shufflevector(a, b, 0, 1, 8, 9, 4, 5, 12, 13) +
+                     __builtin_shufflevector(a, b, 2, 3, 10, 11, 6, 7, 14, 15);
+    return __builtin_shufflevector(sums, sums, 0, 1, 2, 3) + __builtin_shufflevector(sums, sums, 4, 5, 6, 7);
 }
 
 /* out (rows, width) = init + each + a b, with a (rows, inner) of any strides, b (inner, width) and init (rows, width)
@@ -133,6 +189,35 @@ INLINE void multiply(float *out, const float *init, const float *each, const flo
         BLOCKS(1, 1)
     }
 #undef BLOCKS
+}
+
+/* The same where the sizes are not known in advance, each left out; with blocks for the widths of compact networks. */
+#if LANES == 16
+DEFINE_BLOCK(8, 3)
+DEFINE_BLOCK(1, 3)
+DEFINE_BLOCK(12, 2)
+DEFINE_BLOCK(1, 2)
+#endif
+APART void product(float *out, const float *init, const float *a, int64_t a_row, int64_t a_inner, const float *b,
+                   int64_t rows, int64_t inner, int64_t width)
+{
+#define BLOCKS(R, V)                                                                                             \
+    for (; r + R <= rows; r += R)                                                                                \
+        block_##R##x##V(out + r * width, init ? init + r * width : 0, 0, a + r * a_row, a_row, a_inner, b, inner, \
+                        width);
+    int64_t r = 0;
+#if LANES == 16
+    if (width == 3 * LANES) {
+        BLOCKS(8, 3)
+        BLOCKS(1, 3)
+    }
+    if (width == 2 * LANES) {
+        BLOCKS(12, 2)
+        BLOCKS(1, 2)
+    }
+#endif
+#undef BLOCKS
+    if (r < rows) multiply(out, init, 0, a, a_row, a_inner, b, rows, inner, width);
 }
 
 #endif

@@ -25,38 +25,6 @@ typedef struct {
     int64_t M, H, W, C, K;
 } Shape;
 
-/* Blocks of R x V vectors in registers for the widths of compact networks; `multiply` of vector.h does the others. */
-#if LANES == 16
-DEFINE_BLOCK(8, 3)
-DEFINE_BLOCK(12, 2)
-DEFINE_BLOCK(1, 3)
-DEFINE_BLOCK(1, 2)
-#endif
-
-/* out (rows, width) = init + a b, as `multiply`, with the shape of block that fits the width. */
-INLINE void product(float *out, const float *init, const float *a, int64_t a_row, int64_t a_inner, const float *b,
-                    int64_t rows, int64_t inner, int64_t width)
-{
-#if LANES == 16
-#define BLOCKS(R, V)                                                                                              \
-    for (; r + R <= rows; r += R)                                                                                 \
-        block_##R##x##V(out + r * width, init ? init + r * width : 0, 0, a + r * a_row, a_row, a_inner, b, inner, width);
-    int64_t r = 0;
-    if (width == 3 * LANES) {
-        BLOCKS(8, 3)
-        BLOCKS(1, 3)
-        return;
-    }
-    if (width == 2 * LANES) {
-        BLOCKS(12, 2)
-        BLOCKS(1, 2)
-        return;
-    }
-#undef BLOCKS
-#endif
-    multiply(out, init, 0, a, a_row, a_inner, b, rows, inner, width);
-}
-
 /* B^T d: of six inputs in a row, what is multiplied. */
 INLINE void spread(vec *t, const vec *d, const int64_t step)
 {
