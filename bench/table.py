@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from archs.layers.compiled import has_amx
 from bench.plain import PLAIN
 
 Row = dict[str, Any]
@@ -43,8 +44,7 @@ def measure(threads: int, size: str, crop: int, runs: int, networks: list[str]) 
 
 def machine() -> str:
     """The processor's widest instructions, as PyTorch names them, and AMX, which decides over bf16."""
-    amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
-    return f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()} {'with' if amx else 'without'} AMX"
+    return f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()} {'with' if has_amx() else 'without'} AMX"
 
 
 def render(result: Row) -> str:

@@ -2,6 +2,8 @@
 
 import torch
 
+from archs.layers.compiled import has_amx
+
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -33,10 +35,7 @@ def resolve_precision(precision: str, device: str | torch.device) -> str:
         return precision
     if kind == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    # Private, hence guarded. AVX-512's bf16 dot products do not count: a convolution measured 100 GFLOP/s with them and
-    # 170 in fp32 on one core of a processor that has them without AMX.
-    amx = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return "bf16" if kind == "cpu" and amx is not None and amx() else "fp32"
+    return "bf16" if kind == "cpu" and has_amx() else "fp32"
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

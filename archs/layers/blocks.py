@@ -13,7 +13,7 @@ from archs.layers import winograd_kernel
 def convolve3x3(
     x: Float[Tensor, "... cin h w"], weight: Float[Tensor, "c cin 3 3"], bias: Float[Tensor, " c"] | None = None
 ) -> Float[Tensor, "... c h w"]:
-    """A 3x3 convolution of one image or a batch with stride 1 and zero padding, by the fastest program there is for it."""
+    """A 3x3 convolution of one image or a batch with stride 1 and zero padding, by the fastest program for it."""
     if winograd_kernel.suits(x, weight):
         return winograd_kernel.conv3x3_kernel(x, weight, bias)
     return F.conv2d(x, weight, bias, padding=1)
@@ -179,8 +179,13 @@ def drop_path(x: Tensor, rate: float, training: bool) -> Tensor:
     """Stochastic depth: zero whole items of the batch with probability ``rate`` and rescale the others."""
     if rate == 0 or not training:
         return x
+    return x * drop_factors(x, rate).to(x.dtype)
+
+
+def drop_factors(x: Tensor, rate: float) -> Tensor:
+    """What stochastic depth multiplies the items of the batch ``x`` by, drawn anew: (B, 1, ...) float32."""
     keep = torch.rand((x.shape[0],) + (1,) * (x.ndim - 1), device=x.device, dtype=torch.float32) >= rate
-    return x * (keep / (1 - rate)).to(x.dtype)
+    return keep / (1 - rate)
 
 
 def linear_rates(highest: float, count: int) -> Sequence[float]:

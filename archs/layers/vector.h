@@ -1,12 +1,13 @@
 /* Vectors of floats for the kernels of this folder, in the vector extension that GCC and Clang share: they become the
- * processor's own where it has them. And products of small matrices, and bfloat16, which C does not know. */
+ * processor's own where it has them. And products and transposes of small matrices, and bfloat16, which C does not know.
+ */
 #ifndef RESTORE_VECTOR_H
 #define RESTORE_VECTOR_H
 
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
-#ifdef __AVX2__
+#ifdef __AVX__
 #include <immintrin.h>
 #endif
 
@@ -24,14 +25,25 @@ typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias))
 typedef int32_t ivec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
 #define ROUND_UP(n, to) (((n) + (to) - 1) / (to) * (to))
+/* A local array of floats that begins with a cache line, for a vector across two of them is loaded twice. */
+#define ARRAY(name, size) float name[size] __attribute__((aligned(64)))
 
 INLINE vec load(const float *p) { return *(const vec *)p; }
 INLINE void store(float *p, vec v) { *(vec *)p = v; }
 INLINE vec splat(float v) { return v - (vec){0}; }
 INLINE vec choose(ivec which, vec a, vec b) { return (vec)(((ivec)a & which) | ((ivec)b & ~which)); }
 INLINE ivec choose_int(ivec which, ivec a, ivec b) { return (a & which) | (b & ~which); }
-INLINE vec larger(vec a, vec b) { return choose(a > b, a, b); } /* of NaN and b: b */
+/* The larger and the smaller; of NaN and b: b. Compilers do not find the instruction that does just this. */
+#if LANES == 16
+INLINE vec larger(vec a, vec b) { return (vec)_mm512_max_ps((__m512)a, (__m512)b); }
+INLINE vec smaller(vec a, vec b) { return (vec)_mm512_min_ps((__m512)a, (__m512)b); }
+#elif LANES == 8
+INLINE vec larger(vec a, vec b) { return (vec)_mm256_max_ps((__m256)a, (__m256)b); }
+INLINE vec smaller(vec a, vec b) { return (vec)_mm256_min_ps((__m256)a, (__m256)b); }
+#else
+INLINE vec larger(vec a, vec b) { return choose(a > b, a, b); }
 INLINE vec smaller(vec a, vec b) { return choose(a < b, a, b); }
+#endif
 INLINE ivec within(ivec i, int32_t low, int32_t high) { return choose_int(i < low, i - i + low, choose_int(i > high, i - i + high, i)); }
 
 /* Every second float, from the first (0) or the second (1) on, of two vectors in a row. */
@@ -53,26 +65,36 @@ INLINE void fourths(const float *p, vec *v)
     v[2] = SECONDS(even, evens, 1), v[3] = SECONDS(odd, odds, 1);
 }
 
+/* The first (or second) halves of two vectors, float by float in turn. */
+#if LANES == 16
+#define FIRST_HALVES(a, b) __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23)
+#define SECOND_HALVES(a, b) __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
+#elif LANES == 8
+#define FIRST_HALVES(a, b) __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11)
+#define SECOND_HALVES(a, b) __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15)
+#else
+#define FIRST_HALVES(a, b) __builtin_shufflevector(a, b, 0, 4, 1, 5)
+#define SECOND_HALVES(a, b) __builtin_shufflevector(a, b, 2, 6, 3, 7)
+#endif
+
 /* e^x for x <= 0, to 3e-7 of its value; what would be less than 1e-37 is 1e-37, and NaN stays NaN. */
 INLINE vec exponential(vec x)
 {
-    const vec low = splat(-86.0f);
-    x = choose(x < low, low, x);
+    x = larger(splat(-86.0f), x);
     const ivec power = __builtin_convertvector(x * splat(1.44269504f) - splat(0.5f), ivec); /* nearest, since x <= 0 */
-    const vec r = x - __builtin_convertvector(power, vec) * splat(0.693147181f);
-    vec p = splat(1.0f / 720.0f); /* Taylor: |r| is at most ln(2)/2 */
-    p = p * r + splat(1.0f / 120.0f);
-    p = p * r + splat(1.0f / 24.0f);
-    p = p * r + splat(1.0f / 6.0f);
-    p = p * r + splat(0.5f);
+    const vec r = x - __builtin_convertvector(power, vec) * splat(0.693147181f); /* at most ln(2)/2 in size */
+    vec p = splat(0.00829761849f); /* our fit, 1.5e-7 off */
+    p = p * r + splat(0.0419156305f);
+    p = p * r + splat(0.166675766f);
+    p = p * r + splat(0.499988927f);
+    p = p * r + splat(0.999999691f);
     p = p * r + splat(1.0f);
-    p = p * r + splat(1.0f);
-    return p * (vec)((power + 127) << 23);
+    return (vec)((ivec)p + (power << 23));
 }
 
-/* x Phi(x), the exact GELU, to rounding: Phi - 1/2 is odd, x times a quotient of polynomials in x^2 (our fit, 4e-9 off),
- * and 1/2 from 5.3 on. */
-INLINE vec gelu(vec x)
+/* Phi(x), the share of a normal distribution below x, to rounding: Phi - 1/2 is odd, x times a quotient of polynomials
+ * in x^2 (our fit, 4e-9 off), and 1/2 from 5.3 on. */
+INLINE vec normal_share(vec x)
 {
     const vec near = larger(smaller(x, splat(5.3f)), splat(-5.3f));
     const vec u = near * near;
@@ -82,7 +104,14 @@ INLINE vec gelu(vec x)
     p = p * u + splat(4.6279584e-3f), q = q * u + splat(2.81385253e-2f);
     p = p * u + splat(3.29352817e-2f), q = q * u + splat(0.249222738f);
     p = p * u + splat(0.398942254f), q = q * u + splat(1.0f);
-    return x * (splat(0.5f) + near * (p / q));
+    return splat(0.5f) + near * (p / q);
+}
+
+/* The exact GELU, and its derivative given Phi(x). */
+INLINE vec gelu(vec x) { return x * normal_share(x); }
+INLINE vec gelu_slope(vec x, vec share)
+{
+    return share + x * splat(0.398942280f) * exponential(x * x * splat(-0.5f));
 }
 
 INLINE float from_bf16(uint16_t v)
@@ -218,6 +247,25 @@ APART void product(float *out, const float *init, const float *a, int64_t a_row,
 #endif
 #undef BLOCKS
     if (r < rows) multiply(out, init, 0, a, a_row, a_inner, b, rows, inner, width);
+}
+
+/* out (columns, rows) = in (rows, columns) transposed, both with room for whole vectors in their rows: the last vector of
+ * a row of out ends with zeros. Blocks of LANES x LANES, by shuffles that exchange one bit of row and column each. */
+APART void transpose(float *out, int64_t out_pitch, const float *in, int64_t in_pitch,
+                                                        int64_t rows, int64_t columns)
+{
+    for (int64_t i = 0; i < rows; i += LANES)
+        for (int64_t j = 0; j < columns; j += LANES) {
+            vec a[LANES], b[LANES];
+            for (int n = 0; n < LANES; ++n) a[n] = i + n < rows ? load(in + (i + n) * in_pitch + j) : splat(0.0f);
+            for (int half = 1; half < LANES; half *= 2) {
+                for (int n = 0; n < LANES; ++n)
+                    b[n] = n % 2 ? SECOND_HALVES(a[n / 2], a[n / 2 + LANES / 2]) : FIRST_HALVES(a[n / 2], a[n / 2 + LANES / 2]);
+                for (int n = 0; n < LANES; ++n) a[n] = b[n];
+            }
+            for (int n = 0; n < LANES; ++n)
+                if (j + n < columns) store(out + (j + n) * out_pitch + i, a[n]);
+        }
 }
 
 #endif

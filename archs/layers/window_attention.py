@@ -11,8 +11,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from archs.layers.blocks import conv3x3, drop_path, linear_rates
-from archs.layers.window_kernel import MAX_BLOCK, MAX_DIM, MAX_TOKENS, has_kernel, swin_block_kernel, window_kernel
+from archs.layers import swin_kernel
+from archs.layers.blocks import conv3x3, drop_factors, drop_path, linear_rates
+from archs.layers.compiled import has_amx
+from archs.layers.window_kernel import MAX_DIM, MAX_TOKENS, has_kernel, window_kernel
 
 
 class WindowAttention(nn.Module):
@@ -143,24 +145,46 @@ class SwinBlock(nn.Module):
         return x + drop_path(self.narrow(hidden), self.drop_rate, self.training)
 
     def _at_once(self, x: Tensor) -> bool:
-        """Whether the block's own kernel can do it: nothing to learn or to drop, and a window fits into the cache."""
-        tokens, (hidden, channels) = self.attention.window**2, self.widen.weight.shape
+        """Whether the block's own kernel can do it sooner than it goes layer by layer.
+
+        It computes in float32: where bfloat16 is several times as fast, training in that goes layer by layer.
+        """
+        if not (_runs_kernels(x) and swin_kernel.has_kernel()):
+            return False
         learns = torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in self.parameters()))
-        drops = self.training and self.drop_rate > 0
-        fits = tokens <= MAX_TOKENS and tokens * (3 * channels + hidden) <= MAX_BLOCK
-        return not learns and not drops and fits and _runs_kernels(x)
+        if learns and has_amx() and _storage(x) == torch.bfloat16:
+            return False
+        hidden, channels = self.widen.weight.shape
+        return swin_kernel.suits(channels, hidden, self.attention.window**2, learns=learns)
 
     def _kernel(self, x: Float[Tensor, "m h w c"]) -> Float[Tensor, "m h w c"]:
         """All of `forward` in one pass over the image: several times faster than layer by layer."""
         attention = self.attention
-        layers = (self.norm1, attention.qkv, attention.project, self.norm2, self.widen, self.narrow)
-        weights = [tensor.float() for layer in layers for tensor in (layer.weight, layer.bias)]
-        weights.insert(6, attention.bias().transpose(1, 2).float())
-        storage = x.dtype
-        if torch.is_autocast_enabled(x.device.type):
-            storage = torch.get_autocast_dtype(x.device.type)
-        storage = torch.bfloat16 if storage == torch.bfloat16 else torch.float32
-        return swin_block_kernel(x.to(storage), weights, attention.window, self.shift).to(x.dtype)
+        weights = [
+            *_with_norm(self.norm1, attention.qkv), attention.project.weight.float(), attention.project.bias.float(),
+            attention.bias().transpose(1, 2).float(),
+            *_with_norm(self.norm2, self.widen), self.narrow.weight.float(), self.narrow.bias.float(),
+        ]  # fmt: skip
+        if self.training and self.drop_rate > 0:
+            factors = torch.stack([drop_factors(x, self.drop_rate).flatten() for _ in range(2)])
+        else:
+            factors = torch.ones(2, len(x))
+        y = swin_kernel.swin_block_kernel(x.to(_storage(x)), weights, factors, attention.window, self.shift)
+        return y.to(x.dtype)
+
+
+def _storage(x: Tensor) -> torch.dtype:
+    """How the kernel holds images: bfloat16 where ``x`` is or autocast makes it so, else float32."""
+    autocast = torch.is_autocast_enabled(x.device.type)
+    dtype = torch.get_autocast_dtype(x.device.type) if autocast else x.dtype
+    return torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
+
+
+def _with_norm(norm: nn.LayerNorm, linear: nn.Linear) -> tuple[Tensor, Tensor]:
+    """Weight and bias, float32, of a linear layer that does the norm's gain and shift, too."""
+    weight = linear.weight.float()
+    bias = linear.bias.float() + (weight * norm.bias.float()).sum(1)
+    return weight * norm.weight.float(), bias
 
 
 class ResidualSwinGroup(nn.Module):
