@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from archs.layers import deform_kernel, window_kernel
+from archs.layers import deform_kernel, window_kernel, winograd_kernel
 
 if TYPE_CHECKING:
     from torch.utils.flop_counter import FlopCounterMode
@@ -22,7 +22,8 @@ def counting() -> "FlopCounterMode":
     """PyTorch's counter, which is told what the compiled kernels do: two operations a multiply-add."""
     from torch.utils.flop_counter import FlopCounterMode  # imports Triton where there is one, which takes a second
 
-    return FlopCounterMode(display=False, custom_mapping={**deform_kernel.FLOPS, **window_kernel.FLOPS})
+    kernels = {**deform_kernel.FLOPS, **window_kernel.FLOPS, **winograd_kernel.FLOPS}
+    return FlopCounterMode(display=False, custom_mapping=kernels)
 
 
 def count_gmac(network: nn.Module, frames: int, height: int, width: int) -> float:

@@ -7,9 +7,33 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from archs.layers import winograd_kernel
+
+
+def convolve3x3(
+    x: Float[Tensor, "... cin h w"], weight: Float[Tensor, "c cin 3 3"], bias: Float[Tensor, " c"] | None = None
+) -> Float[Tensor, "... c h w"]:
+    """A 3x3 convolution of one image or a batch with stride 1 and zero padding, by the fastest program there is for it."""
+    if winograd_kernel.suits(x, weight):
+        return winograd_kernel.conv3x3_kernel(x, weight, bias)
+    return F.conv2d(x, weight, bias, padding=1)
+
+
+class Conv3x3(nn.Conv2d):
+    """A 3x3 convolution with stride 1, zero padding and bias."""
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__(channels_in, channels_out, 3, padding=1)
+
+    def forward(self, x: Float[Tensor, "... cin h w"]) -> Float[Tensor, "... c h w"]:
+        """See `convolve3x3`."""
+        return convolve3x3(x, self.weight, self.bias)
+
 
 def conv3x3(channels_in: int, channels_out: int, stride: int = 1) -> nn.Conv2d:
     """A 3x3 convolution with zero padding and bias."""
+    if stride == 1:
+        return Conv3x3(channels_in, channels_out)
     return nn.Conv2d(channels_in, channels_out, 3, stride, padding=1)
 
 
@@ -40,12 +64,21 @@ def per_frame(module: Callable[[Tensor], Tensor], x: Float[Tensor, "b t ..."]) -
     return module(x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
 
+def stack_frames(frames: Sequence[Float[Tensor, "... c h w"]], dim: int = 1) -> Float[Tensor, "... c h w"]:
+    """`torch.stack` that leaves channels last in memory where they are: it would put them first, and the convolution
+    that follows would put them back.
+    """
+    if frames[0].stride(-3) != 1:
+        return torch.stack(list(frames), dim)
+    return torch.stack([frame.movedim(-3, -1) for frame in frames], dim).movedim(-1, -3)
+
+
 def interleave(
     inputs: Float[Tensor, "b t c h w"], between: Float[Tensor, "b gaps c h w"]
 ) -> Float[Tensor, "b t+gaps c h w"]:
     """Frames in order of time: input 0, between 0|1, input 1, ..., the last input."""
-    pairs = torch.stack([inputs[:, :-1], between], dim=2).flatten(1, 2)
-    return torch.cat([pairs, inputs[:, -1:]], dim=1)
+    sequence = [frame for pair in zip(inputs.unbind(1), between.unbind(1), strict=False) for frame in pair]
+    return stack_frames([*sequence, inputs[:, -1]])
 
 
 class FeaturePyramid(nn.Module):

@@ -11,18 +11,36 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 FLAGS = ("-O3", "-march=native", "-ffast-math", "-fno-finite-math-only", "-fopenmp", "-shared", "-fPIC", "-std=gnu11")
 
 log = logging.getLogger(__name__)
 
+Answer = TypeVar("Answer", bound=Callable[..., object])
 
-def load(name: str, sources: list[Path], instead: str) -> ctypes.CDLL | None:
+
+def constant(choice: Answer) -> Answer:
+    """Let `torch.compile` take what a choice gives as it is instead of tracing how it is made.
+
+    What torch.compiler.assume_constant_result does, which would import Dynamo: a second at every start.
+    """
+    choice._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return choice
+
+
+def load(name: str, sources: list[Path], instead: str, variable: str | None = None) -> ctypes.CDLL | None:
     """The library made of ``sources`` (the first is compiled), or None after one log line where it cannot be built.
 
-    ``instead`` ends that line: what happens without the library.
+    ``instead`` ends that line: what happens without the library. The environment variable ``variable`` may forbid it by
+    "torch"; "auto" is as if it were not set, and ValueError for another word.
     """
+    if variable and (word := os.environ.get(variable, "auto")) != "auto":
+        if word != "torch":
+            raise ValueError(f"{variable}={word}: there is auto (the compiled kernel where one can be built) and torch")
+        return None
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         log.info("no C compiler found: %s", instead)

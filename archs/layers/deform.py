@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from archs.layers.blocks import zero
+from archs.layers.blocks import conv3x3, zero
 from archs.layers.deform_backends import attender, convolver, sampler
 from archs.layers.deform_kernel import DOT, SUM, TAPS
 from archs.layers.deform_torch import tap_grid
@@ -125,7 +125,7 @@ class DeformOffsets(nn.Module):
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
         self.groups = groups
-        self.conv = nn.Conv2d(channels, 3 * groups * 9, 3, padding=1)
+        self.conv = conv3x3(channels, 3 * groups * 9)
         zero(self.conv)
 
     def forward(

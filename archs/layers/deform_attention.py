@@ -11,9 +11,8 @@ frame weight is formed from the chosen relevances; values are sampled at the cho
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from archs.layers.blocks import conv3x3, lrelu
+from archs.layers.blocks import conv3x3, convolve3x3, lrelu, stack_frames
 from archs.layers.deform import DeformOffsets, OffsetGuidance, deform_attend, deform_sum, guided, warp
 from archs.layers.deform_torch import pick
 from archs.layers.energy_attention import EnergyFusion
@@ -77,22 +76,22 @@ class DeformableAttention(nn.Module):
                 gathered.append(torch.zeros_like(queries[j]))
                 continue
             flow = None if motion is None else motion.between(j, sources)
-            key_j, value_j, seen = (torch.stack([x[i] for i in sources], dim=1) for x in (keys, values, key_halves))
+            key_j, value_j, seen = (stack_frames([x[i] for i in sources]) for x in (keys, values, key_halves))
             pair = query_halves[j][:, None] + (seen if flow is None else _warp_each(seen, flow))
             detail_j = None if detail is None else detail[:, sources]
             known = None if spectra is None else self._guidance(spectra, key_j, flow, j, sources)
             fetched = self._fetch(queries[j], key_j, value_j, pair, flow, detail_j, known)
             gathered.append(self._fuse(*fetched, own=values[j], target=j, sources=sources).to(query.dtype))
             del fetched  # so that no more than one target's sources are held
-        aggregated = torch.stack(gathered, dim=1).flatten(0, 1)
+        aggregated = stack_frames(gathered).flatten(0, 1)
         return self.project(aggregated).unflatten(0, (b, t)) + features
 
     def _pair_halves(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         """The convolution of cat[query, key] as a sum of two, each computed once a frame."""
         weight_q, weight_k = self.pair.weight.chunk(2, dim=1)
         frames = query.shape[:2]
-        of_query = F.conv2d(query.flatten(0, 1), weight_q, self.pair.bias, padding=1).unflatten(0, frames)
-        of_key = F.conv2d(key.flatten(0, 1), weight_k, padding=1).unflatten(0, frames)
+        of_query = convolve3x3(query.flatten(0, 1), weight_q, self.pair.bias).unflatten(0, frames)
+        of_key = convolve3x3(key.flatten(0, 1), weight_k).unflatten(0, frames)
         return of_query, of_key
 
     def _guidance(

@@ -17,8 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from archs.layers import compiled, deform_operators, deform_torch
 from archs.layers import deform_kernel as cpp
-from archs.layers import deform_operators, deform_torch
 
 VARIABLE = "RESTORE_DEFORM"
 
@@ -149,13 +149,9 @@ def _missing(name: str, kind: str) -> str:
     return reason
 
 
+@compiled.constant
 def _chosen(kind: str, job: str) -> str:
     return getattr(choice(kind), job)
-
-
-# What torch.compiler.assume_constant_result does, which would import Dynamo: a second at every start. The compiler
-# then takes the choice as it is instead of tracing how it is made.
-_chosen._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def sampler(x: Tensor, groups: int) -> deform_torch.Sampler:

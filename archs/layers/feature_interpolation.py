@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from archs.layers.blocks import FeaturePyramid, conv1x1, conv3x3, lrelu
+from archs.layers.blocks import FeaturePyramid, conv1x1, conv3x3, lrelu, stack_frames
 from archs.layers.deform import OffsetGuidance
 from archs.layers.frequency_align import ClipSpectra, SpectrumGuidance
 from archs.layers.motion_prior import MiddleMotion
@@ -69,8 +69,8 @@ class FeatureInterpolation(nn.Module):
         """``motion``, if known, is where alignment starts; None lets it start from no motion, as published."""
         gaps = self._short_term(features, motion)
         forward, backward = self._long_term(gaps, motion)
-        both = torch.cat([forward, backward], dim=2)  # (B, T-1, 2C, h, w)
-        return self.fuse_directions(both.flatten(0, 1)).unflatten(0, both.shape[:2])
+        both = torch.cat([forward.flatten(0, 1), backward.flatten(0, 1)], dim=1)
+        return self.fuse_directions(both).unflatten(0, forward.shape[:2])
 
     def _short_term(
         self, features: Float[Tensor, "b t c h w"], motion: MiddleMotion | None
@@ -80,8 +80,8 @@ class FeatureInterpolation(nn.Module):
         pyramid = [level.unflatten(0, (b, t)) for level in self.pyramid(features.flatten(0, 1))]
         earlier = [level[:, :-1] for level in pyramid]
         later = [level[:, 1:] for level in pyramid]
-        first = [torch.stack(pair).flatten(0, 2) for pair in zip(earlier, later, strict=True)]
-        second = [torch.stack(pair).flatten(0, 2) for pair in zip(later, earlier, strict=True)]
+        first = [stack_frames(pair, dim=0).flatten(0, 2) for pair in zip(earlier, later, strict=True)]
+        second = [stack_frames(pair, dim=0).flatten(0, 2) for pair in zip(later, earlier, strict=True)]
         flows: tuple[Tensor, Tensor] | tuple[None, None] = (None, None)
         if motion is not None:
             to_first = torch.stack([motion.to_earlier, motion.to_later]).flatten(0, 2)
@@ -112,13 +112,13 @@ class FeatureInterpolation(nn.Module):
         hidden = torch.zeros_like(gaps[:, :, 0].flatten(0, 1))
         merged: list[Tensor] = []
         for i in range(count):
-            here = torch.stack([gaps[0, :, i], gaps[1, :, count - 1 - i]]).flatten(0, 1)
+            here = torch.cat([gaps[0, :, i], gaps[1, :, count - 1 - i]])
             if i:
                 hidden = self.step.next_hidden(merged[-1])
             flow = None if motion is None or i == 0 else motion.to_previous_gap(i)
             merged.append(self.step(here, hidden, flow))
-        forward = torch.stack([x[:b] for x in merged], dim=1)
-        backward = torch.stack([x[b:] for x in reversed(merged)], dim=1)
+        forward = stack_frames([x[:b] for x in merged])
+        backward = stack_frames([x[b:] for x in reversed(merged)])
         return forward, backward
 
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from archs.layers.blocks import conv3x3, lrelu, zero
+from archs.layers.blocks import conv3x3, lrelu, stack_frames, zero
 from archs.layers.deform import warp
 from archs.layers.motion_prior import FrameMotion, MiddleMotion
 
@@ -90,5 +90,5 @@ class Propagation(nn.Module):
                 state = warp(state, motion.preceding[:, j - 1])
             state = self.forward_step(torch.cat([frame, behind[-1 - j], state], dim=1))
             ahead.append(state)
-        seen = torch.cat([torch.stack(ahead, dim=1), torch.stack(behind[::-1], dim=1)], dim=2)
-        return sequence + self.project(seen.flatten(0, 1)).unflatten(0, sequence.shape[:2])
+        seen = torch.cat([stack_frames(states).flatten(0, 1) for states in (ahead, behind[::-1])], dim=1)
+        return sequence + self.project(seen).unflatten(0, sequence.shape[:2])

@@ -9,7 +9,6 @@ custom operators, so that autograd and `torch.compile` know them; `FLOPS` is for
 
 import ctypes
 import functools
-import os
 from pathlib import Path
 
 import torch
@@ -19,26 +18,20 @@ from archs.layers import compiled
 
 _FILES = ("window_kernel.c", "window_kernel.h", "both_types.h", "vector.h")
 SOURCES = [Path(__file__).with_name(name) for name in _FILES]
+VARIABLE = "RESTORE_ATTENTION"
 MAX_TOKENS, MAX_DIM, MAX_BLOCK = 256, 64, 64 * 4096  # of a window, of a head, numbers that a block holds at once
 
 
 @functools.cache
 def kernel() -> ctypes.CDLL | None:
     """The compiled library, or None (logged once) where it cannot be built or `RESTORE_ATTENTION=torch` forbids it."""
-    if os.environ.get("RESTORE_ATTENTION") == "torch":
-        return None
-    return compiled.load("window", SOURCES, "window attention runs in plain PyTorch (slower, same numbers)")
+    return compiled.load("window", SOURCES, "window attention runs in plain PyTorch (slower, same numbers)", VARIABLE)
 
 
-_found = False  # what the last eager call of has_kernel has said
-
-
+@compiled.constant
 def has_kernel() -> bool:
-    """Whether `kernel()` gives one. `torch.compile` cannot trace the search and takes what eager calls have found."""
-    global _found
-    if not torch.compiler.is_compiling():
-        _found = kernel() is not None
-    return _found
+    """Whether `kernel()` gives one."""
+    return kernel() is not None
 
 
 class _Shape(ctypes.Structure):
