@@ -23,7 +23,7 @@ from archs.layers.motion_prior import CorrelationMotion, MiddleMotion
 from archs.layers.propagation import Propagation, ResidualTrunk, WarpedMiddle
 from archs.layers.window_attention import SwinTrunk
 
-ENLARGED = 4  # output pixels per feature
+ENLARGED = 4  # output pixels per feature, but for networks on a finer grid
 
 
 class STDAN(VideoNet):
@@ -32,7 +32,8 @@ class STDAN(VideoNet):
     ``scale=1`` and ``time_scale=1`` are for deblurring, apart or together: with ``time_scale=1`` no frame is
     interpolated, (B, T, 3, ...) -> (B, T, 3, ...); with ``scale=1`` two strided convolutions lead to a grid of a
     quarter of the size, the upsampler leads back, and the result is added to the input (as BasicVSR++ deblurs, Chan
-    et al., 2022; our placement in this network).
+    et al., 2022; our placement in this network). ``grid=2`` is one of half the size instead, and with
+    ``embed="unshuffle"`` the pixels of a feature are channels of one convolution: both are learnt faster.
 
     ``channels`` .. ``drop_path`` size the network; the defaults are the published ones. Some keywords depart from
     it for networks with little training: ``skip="bicubic"`` adds the upscaled input (middle frames: its neighbours
@@ -55,6 +56,8 @@ class STDAN(VideoNet):
         *,
         scale: Literal[4, 1] = 4,
         time_scale: Literal[2, 1] = 2,
+        grid: Literal[4, 2] = 4,
+        embed: Literal["strided", "unshuffle"] = "strided",
         channels: int = 64,
         embed_dim: int = 72,
         heads: int = 6,
@@ -78,13 +81,15 @@ class STDAN(VideoNet):
         extractor: Literal["swin", "dtf_resnet", "atm_resnet"] = "swin",
     ) -> None:
         super().__init__()
-        _check_choices(scale=scale, time_scale=time_scale, upsampler=upsampler, skip=skip, motion_prior=motion_prior,
-                       trunk=trunk, between=between, exchange=exchange, extractor=extractor)  # fmt: skip
+        _check_choices(scale=scale, time_scale=time_scale, grid=grid, embed=embed, upsampler=upsampler, skip=skip,
+                       motion_prior=motion_prior, trunk=trunk, between=between, exchange=exchange,
+                       extractor=extractor)  # fmt: skip
         if channels % deform_groups:
             raise ValueError(f"channels={channels} does not divide by deform_groups={deform_groups}")
         self.scale, self.time_scale, self.channels = scale, time_scale, channels
+        self.grid = grid // scale  # input pixels per feature
         swin = partial(SwinTrunk, heads=heads, window=window, mlp_ratio=mlp_ratio, drop_path=drop_path)
-        self.embed = conv3x3(3, channels) if scale == ENLARGED else StridedEmbed(channels)
+        self.embed = _embedding(embed, channels, self.grid)
         self.encoder: SwinTrunk | ResidualTrunk | ActionExtractor
         self.decoder: SwinTrunk | ResidualTrunk
         self.interpolate: FeatureInterpolation | WarpedMiddle | None
@@ -112,25 +117,25 @@ class STDAN(VideoNet):
             self.decoder = swin(channels, embed_dim, decoder_depths)
         else:
             self.decoder = ResidualTrunk(channels, channels, sum(decoder_depths))
-        self.upsample = UPSAMPLERS[upsampler](channels, ENLARGED, upsample_width)
+        self.upsample = UPSAMPLERS[upsampler](channels, grid, upsample_width)
         self.motion = CorrelationMotion() if motion_prior else None
         self.skip: nn.Module | None = None
         if skip or scale == 1:  # training starts at the (upscaled) input, not at noise
             self.skip = BicubicUpsample(scale) if scale > 1 else nn.Identity()
             zero(self.upsample.last)
             see_contrast(self.embed)
-        grid = [
+        features = [
             window if trunk == "swin" else 1, 4 if motion_prior else 1,
             2 ** (levels - 1) if isinstance(self.interpolate, FeatureInterpolation) else 1,
         ]  # fmt: skip
-        self.multiple_of = max(grid) * ENLARGED // scale
+        self.multiple_of = max(features) * self.grid
         self.min_frames = 2 if time_scale > 1 or motion_prior else 1
 
     def forward(self, clip: Float[Tensor, "b t 3 h w"]) -> Float[Tensor, "b u 3 H W"]:
         """See the class."""
         self.check_clip(clip)
         motion = self.motion(self._grid(clip)) if self.motion is not None else None
-        features = self.encode(clip)  # (B, T, C, h, w), a quarter of the output's size
+        features = self.encode(clip)  # (B, T, C, h, w), 1/4 of the output's size, or 1/2
         if self.interpolate is not None:
             features = interleave(features, self.interpolate(features, motion))  # (B, U, C, h, w)
         sequence = self.gather(features, motion)
@@ -159,7 +164,7 @@ class STDAN(VideoNet):
 
     def _grid(self, clip: Tensor) -> Tensor:
         """The clip at the size of the features."""
-        return clip if self.scale == ENLARGED else per_frame(partial(F.avg_pool2d, kernel_size=ENLARGED), clip)
+        return clip if self.grid == 1 else per_frame(partial(F.avg_pool2d, kernel_size=self.grid), clip)
 
     def _upscaled(self, clip: Tensor, motion: MiddleMotion | None) -> Tensor:
         """The global skip: bicubic frames, neighbours merged for the frames in between."""
@@ -169,15 +174,30 @@ class STDAN(VideoNet):
         if motion is None:
             between = (clip[:, :-1] + clip[:, 1:]) / 2
         else:
-            between = (motion if self.scale == ENLARGED else motion.enlarged(ENLARGED)).merge(clip)
+            between = (motion if self.grid == 1 else motion.enlarged(self.grid)).merge(clip)
         return per_frame(self.skip, interleave(clip.float(), between.float()))
 
 
 class StridedEmbed(nn.Sequential):
-    """RGB to features on a grid of a quarter of the size: two convolutions of stride 2."""
+    """RGB to features on a grid of 1/2 or 1/4 of the size: a convolution of stride 2 for every halving."""
 
-    def __init__(self, channels: int) -> None:
-        super().__init__(conv3x3(3, channels, stride=2), nn.LeakyReLU(0.1), conv3x3(channels, channels, stride=2))
+    def __init__(self, channels: int, grid: int) -> None:
+        first = conv3x3(3, channels, stride=2)
+        super().__init__(*([first] if grid == 2 else [first, nn.LeakyReLU(0.1), conv3x3(channels, channels, stride=2)]))
+
+
+class UnshuffledEmbed(nn.Sequential):
+    """RGB to features on a grid of 1/2 or 1/4 of the size: the pixels of a feature as channels, one convolution."""
+
+    def __init__(self, channels: int, grid: int) -> None:
+        super().__init__(nn.PixelUnshuffle(grid), conv3x3(3 * grid * grid, channels))
+
+
+def _embedding(name: str, channels: int, grid: int) -> nn.Module:
+    """RGB to features; on the grid of the pixels themselves one convolution, whatever the name."""
+    if grid == 1:
+        return conv3x3(3, channels)
+    return (StridedEmbed if name == "strided" else UnshuffledEmbed)(channels, grid)
 
 
 @torch.no_grad()
@@ -196,6 +216,8 @@ def see_contrast(embed: nn.Module, mean: float = 0.45, gain: float = 8.0) -> Non
 _CHOICES: dict[str, tuple[str | int | None, ...]] = {
     "scale": (4, 1),
     "time_scale": (2, 1),
+    "grid": (4, 2),
+    "embed": ("strided", "unshuffle"),
     "upsampler": tuple(UPSAMPLERS),
     "skip": (None, "bicubic"),
     "motion_prior": (None, "correlation"),
@@ -214,3 +236,8 @@ def _check_choices(**chosen: str | int | None) -> None:
     warps = chosen["between"] == "warp" and chosen["time_scale"] != 1
     if chosen["motion_prior"] is None and (warps or chosen["exchange"] == "propagation"):
         raise ValueError("between='warp' and exchange='propagation' follow flows: set motion_prior='correlation'")
+    if chosen["grid"] != ENLARGED:
+        if chosen["scale"] != 1:
+            raise ValueError(f"grid={chosen['grid']} is for scale=1; set that, or leave grid out")
+        if chosen["extractor"] != "swin":
+            raise ValueError(f"grid={chosen['grid']}: extractor={chosen['extractor']!r} is for grid=4")

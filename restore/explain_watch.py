@@ -113,7 +113,7 @@ def watching(net: VideoNet) -> Iterator[Seen]:
 
 
 def _to_input_pixels(seen: Seen) -> None:
-    """Bring maps and vectors of the network's grid, a quarter of the size where it enlarges nothing, to the input's."""
+    """Bring maps and vectors of the network's grid, which may be coarser than the input, to that of the input."""
     assert seen.clip is not None
     height = seen.clip.shape[-2]
 

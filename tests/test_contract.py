@@ -13,6 +13,8 @@ from tiny import (
     DEBLUR,
     FREQUENCY,
     FUSION,
+    HALF,
+    HALF_RECURRENT,
     JOINT,
     PUBLISHED,
     RECURRENT,
@@ -37,12 +39,15 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {  # name of the case -> name 
     "stdan, alone": ("stdan", ALONE),
     "stdan_freq": ("stdan_freq", FREQUENCY),
     "stdan_freq, deblurring": ("stdan_freq", {**DEBLUR, **FUSION}),
+    "stdan_freq, half grid": ("stdan_freq", {**HALF, **FUSION, "dct_condition": True}),
+    "stdan, half grid, recurrent": ("stdan", HALF_RECURRENT),
     "stdan, joint": ("stdan", JOINT),
     "stdan_freq, dtf": ("stdan_freq", WITH_DTF),
     "stdan_freq, atm": ("stdan_freq", WITH_ATM),
 }
 GRAPHS = (  # one of every kind: tracing takes long
-    "stdan", "stdan, recurrent", "stdan_freq", "stdan_freq, deblurring", "stdan_freq, dtf", "stdan_freq, atm",
+    "stdan", "stdan, recurrent", "stdan, half grid, recurrent", "stdan_freq", "stdan_freq, deblurring",
+    "stdan_freq, dtf", "stdan_freq, atm",
 )  # fmt: skip
 WITHOUT_GRADIENT: dict[str, set[str]] = {}  # case -> parameters that no gradient reaches, with the reason beside it
 

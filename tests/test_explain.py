@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from test_restore_cli import film, folder, names, tree
-from tiny import COMPACT, DEBLUR, FREQUENCY, FUSION, JOINT, PUBLISHED, RECURRENT, awaken, seeded_clip
+from tiny import COMPACT, DEBLUR, FREQUENCY, FUSION, HALF, JOINT, PUBLISHED, RECURRENT, awaken, seeded_clip
 from torch import Tensor
 from torch.nn import functional as F
 from torch.testing import assert_close
@@ -37,9 +37,10 @@ NETWORKS: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     ),
     "no bands": ("stdan_freq", {**PUBLISHED, "bands": None, "guide": False}, [*ATTENTION, "motion_phase"]),
 }  # fmt: skip
-DEBLURRING: dict[str, tuple[str, dict[str, Any]]] = {  # frames of the input's size, a grid of a quarter of it
+DEBLURRING: dict[str, tuple[str, dict[str, Any]]] = {  # frames of the input's size, a grid of 1/4 or 1/2 of it
     "between": ("stdan", JOINT),
     "frequency": ("stdan_freq", {**DEBLUR, "motion_prior": "correlation"}),
+    "half grid": ("stdan_freq", {**HALF, "motion_prior": "correlation"}),
 }
 FIVE = ["04", "04_5", "05", "05_5", "06"]
 

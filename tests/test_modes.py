@@ -2,7 +2,20 @@
 
 import pytest
 import torch
-from tiny import ALONE, COMPACT, DEBLUR, JOINT, OFF, PUBLISHED, RECURRENT, awaken, seeded_clip, unchecked
+from tiny import (
+    ALONE,
+    COMPACT,
+    DEBLUR,
+    HALF,
+    HALF_RECURRENT,
+    JOINT,
+    OFF,
+    PUBLISHED,
+    RECURRENT,
+    awaken,
+    seeded_clip,
+    unchecked,
+)
 
 from archs import STDAN, STDANFreq
 from archs.layers.motion_prior import MiddleMotion
@@ -14,7 +27,13 @@ def motion_of(vector: tuple[float, float], h: int = 12, w: int = 16) -> MiddleMo
     return MiddleMotion(-flow, flow, torch.full((1, 2, 1, h, w), 0.5))
 
 
-@pytest.mark.parametrize("arguments", [DEBLUR, {**RECURRENT, **OFF, "scale": 1, "time_scale": 1}, {**ALONE, **OFF}])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        DEBLUR, {**RECURRENT, **OFF, "scale": 1, "time_scale": 1}, {**ALONE, **OFF}, HALF, {**HALF_RECURRENT, **OFF},
+        {**HALF, "upsampler": "pixelshuffle", "dct_condition": True},
+    ],
+)  # fmt: skip
 def test_deblurring_starts_as_the_identity(arguments):
     network = STDANFreq(**arguments).eval()
     side = network.multiple_of
@@ -39,7 +58,29 @@ def test_one_grid_serves_both_scales():
     assert (enlarging.multiple_of, deblurring.multiple_of) == (8, 32)
 
 
-@pytest.mark.parametrize("arguments", [{**PUBLISHED, "time_scale": 1}, DEBLUR])
+@pytest.mark.parametrize(
+    ("embed", "grid", "multiple"), [("strided", 4, 16), ("strided", 2, 8), ("unshuffle", 4, 16), ("unshuffle", 2, 8)]
+)
+def test_the_grid_of_deblurring(embed, grid, multiple):
+    """Sides are multiples of four features, motion is matched on their grid, and the result has the input's size."""
+    network = awaken(STDAN(**{**HALF_RECURRENT, "embed": embed, "grid": grid})).eval()
+    assert network.multiple_of == multiple
+    clip = seeded_clip(1, 3, 3, multiple, 3 * multiple)
+    with torch.no_grad():
+        assert network.encode(clip).shape[-2:] == (multiple // grid, 3 * multiple // grid)
+        assert network(clip).shape == clip.shape
+
+
+def test_unshuffled_pixels_reach_the_features():
+    """The first convolution sees the pixels of a feature, one channel for each colour and place."""
+    network = STDAN(**{**ALONE, "grid": 2, "embed": "unshuffle"})
+    assert network.embed[1].weight.shape == (8, 12, 3, 3)
+    clip = seeded_clip(1, 1, 3, 8, 8)
+    pixels = torch.stack([clip[0, 0, colour, dy::2, dx::2] for colour in range(3) for dy in (0, 1) for dx in (0, 1)])
+    assert torch.allclose(network.embed(clip[0]), network.embed[1](pixels[None]))
+
+
+@pytest.mark.parametrize("arguments", [{**PUBLISHED, "time_scale": 1}, DEBLUR, HALF])
 def test_a_single_frame_is_a_clip(arguments):
     network = awaken(STDAN(**arguments)).eval()
     side = network.multiple_of
@@ -95,6 +136,10 @@ def test_enlarged_motion_moves_as_far():
     [
         ({"scale": 2}, "scale=2 is none of 4, 1"),
         ({"time_scale": 3}, "time_scale=3 is none of 2, 1"),
+        ({"grid": 3}, "grid=3 is none of 4, 2"),
+        ({"embed": "pool"}, "embed='pool' is none of strided, unshuffle"),
+        ({"grid": 2}, "grid=2 is for scale=1"),
+        ({"grid": 2, "scale": 1, "extractor": "dtf_resnet"}, "grid=2: extractor='dtf_resnet' is for grid=4"),
         ({"exchange": "votes"}, "exchange='votes' is none of attention, propagation, null"),
         ({"exchange": None, **OFF, "guide": True, "time_scale": 1}, "set exchange='attention'"),
         ({"time_scale": 1, **OFF, "motion_branch": "explicit"}, "between='lstfi' and time_scale=2"),

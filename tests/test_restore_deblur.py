@@ -7,7 +7,7 @@ import av
 import pytest
 import torch
 from test_restore_cli import folder, names, scene, sound
-from tiny import ALONE, COMPACT, DEBLUR, JOINT, awaken
+from tiny import ALONE, COMPACT, DEBLUR, HALF, HALF_RECURRENT, JOINT, awaken, seeded_clip
 
 import restore.__main__ as cli
 from archs import STDAN
@@ -81,6 +81,15 @@ def test_tiles_and_a_budget(run, tmp_path):
     assert names(tmp_path / "fitted") == names(source)
     code, _, err = run(source, "-o", "none", "--task", "deblur", "--max-memory", "60M")
     assert code == 2 and "60M of memory is too little for frames of 72x40" in err
+
+
+@pytest.mark.parametrize("arguments", [HALF, HALF_RECURRENT], ids=["attention", "recurrent"])
+@pytest.mark.parametrize("tile", [None, 32])
+def test_any_size_and_tiles_on_half_a_grid(arguments, tile):
+    """Padding, windows and tiles of a fresh network leave every pixel as it was, but for the rounding of blends."""
+    clip = seeded_clip(6, 3, 45, 79)
+    results = list(restore_clip(STDAN(**arguments).eval(), clip, window=4, tile=tile, tile_overlap=8))
+    assert (torch.stack(results) - clip).abs().max() < 1e-6
 
 
 def test_the_joint_mode(run, tmp_path):

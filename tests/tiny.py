@@ -39,6 +39,8 @@ ALONE: dict[str, Any] = {  # every frame restored alone
     "channels": 8, "encoder_depths": (1,), "decoder_depths": (1,), "deform_groups": 2, "scale": 1, "time_scale": 1,
     "trunk": "residual", "exchange": None, "upsampler": "light", "upsample_width": 4,
 }  # fmt: skip
+HALF: dict[str, Any] = {**DEBLUR, "grid": 2, "embed": "unshuffle"}  # on a grid of half the size
+HALF_RECURRENT: dict[str, Any] = {**RECURRENT, "scale": 1, "time_scale": 1, "grid": 2, "embed": "unshuffle"}
 
 # stdan_freq without its components: with parts of action networks, at both sizes
 OFF: dict[str, Any] = {

@@ -122,23 +122,26 @@ class PixelShuffleUpsampler(nn.Module):
 
 
 class LightUpsampler(nn.Module):
-    """Features -> RGB at 4 times the size without a convolution at the full size: half the cost of a small network.
+    """Features -> RGB at 4 or 2 times the size, no convolution at the full size: half the cost of a small network.
 
-    Convolution, widen and shuffle to x2, LeakyReLU, then a convolution to the 12 values that shuffle to RGB at x4.
+    Convolution, for 4 widen and shuffle to x2, LeakyReLU, then a convolution to the 12 values that shuffle to RGB.
+    ``width`` is the number of channels at x2 (None: ``channels``); for 2 it has no place.
     """
 
     def __init__(self, channels: int, scale: int, width: int | None = None) -> None:
         super().__init__()
-        if scale != 4:
-            raise ValueError(f"the light upsampler has scale 4, not {scale}")
-        width = width or channels
+        if scale not in (2, 4):
+            raise ValueError(f"the light upsampler has scale 2 or 4, not {scale}")
+        width = (width or channels) if scale == 4 else channels
         self.before = conv3x3(channels, channels)
-        self.widen = conv3x3(channels, 4 * width)
+        self.widen = conv3x3(channels, 4 * width) if scale == 4 else None
         self.last = conv3x3(width, 12)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Tensor:
-        """(B, C, h, w) -> (B, 3, 4h, 4w)."""
-        x = lrelu(F.pixel_shuffle(self.widen(lrelu(self.before(x))), 2))
+        """(B, C, h, w) -> (B, 3, scale*h, scale*w)."""
+        x = lrelu(self.before(x))
+        if self.widen is not None:
+            x = lrelu(F.pixel_shuffle(self.widen(x), 2))
         return F.pixel_shuffle(self.last(x), 2)
 
 

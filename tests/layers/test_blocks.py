@@ -109,5 +109,12 @@ def test_pixel_shuffle_upsampler_takes_powers_of_two(scale):
 def test_light_upsampler(width):
     upsampler = LightUpsampler(6, 4, width)
     assert upsampler(noise(2, 6, 3, 5)).shape == (2, 3, 12, 20)
-    with pytest.raises(ValueError, match="the light upsampler has scale 4, not 2"):
-        LightUpsampler(6, 2)
+    with pytest.raises(ValueError, match="the light upsampler has scale 2 or 4, not 3"):
+        LightUpsampler(6, 3)
+
+
+def test_light_upsampler_of_half_a_grid():
+    """One halving to undo: the last convolution gives the pixels of a feature, whatever the width."""
+    upsampler, x = LightUpsampler(6, 2, 3), noise(2, 6, 3, 5)
+    expected = F.pixel_shuffle(upsampler.last(F.leaky_relu(upsampler.before(x), 0.1)), 2)
+    assert_close(upsampler(x), expected)
