@@ -7,7 +7,7 @@ reference outputs.
 """
 
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -88,35 +88,31 @@ class STDAN(VideoNet):
             raise ValueError(f"channels={channels} does not divide by deform_groups={deform_groups}")
         self.scale, self.time_scale, self.channels = scale, time_scale, channels
         self.grid = grid // scale  # input pixels per feature
-        swin = partial(SwinTrunk, heads=heads, window=window, mlp_ratio=mlp_ratio, drop_path=drop_path)
         self.embed = _embedding(embed, channels, self.grid)
+
+        def stack(depths: tuple[int, ...]) -> SwinTrunk | ResidualTrunk:
+            if trunk == "residual":
+                return ResidualTrunk(channels, channels, sum(depths))
+            sizes: dict[str, Any] = {"heads": heads, "window": window, "mlp_ratio": mlp_ratio, "drop_path": drop_path}
+            return SwinTrunk(channels, embed_dim, depths, **sizes)
+
         self.encoder: SwinTrunk | ResidualTrunk | ActionExtractor
-        self.decoder: SwinTrunk | ResidualTrunk
-        self.interpolate: FeatureInterpolation | WarpedMiddle | None
-        self.aggregate: DeformableAttention | Propagation | None
         if extractor in EXTRACTORS:
             self.encoder = EXTRACTORS[extractor](channels, dense=scale == ENLARGED)
-        elif trunk == "swin":
-            self.encoder = swin(channels, embed_dim, encoder_depths)
         else:
-            self.encoder = ResidualTrunk(channels, channels, sum(encoder_depths))
-        if time_scale == 1:
-            self.interpolate = None
-        elif between == "lstfi":
+            self.encoder = stack(encoder_depths)
+        self.interpolate: FeatureInterpolation | WarpedMiddle | None = None
+        if time_scale > 1 and between == "lstfi":
             self.interpolate = FeatureInterpolation(channels, levels, deform_groups)
-        else:
+        elif time_scale > 1:
             self.interpolate = WarpedMiddle(channels)
+        self.aggregate: DeformableAttention | Propagation | None = None
         if exchange == "attention":
             radius = temporal_radius
             self.aggregate = DeformableAttention(channels, embed_dim, deform_groups, top_k=top_k, radius=radius)
         elif exchange == "propagation":
             self.aggregate = Propagation(channels, propagation_depth)
-        else:
-            self.aggregate = None
-        if trunk == "swin":
-            self.decoder = swin(channels, embed_dim, decoder_depths)
-        else:
-            self.decoder = ResidualTrunk(channels, channels, sum(decoder_depths))
+        self.decoder = stack(decoder_depths)
         self.upsample = UPSAMPLERS[upsampler](channels, grid, upsample_width)
         self.motion = CorrelationMotion() if motion_prior else None
         self.skip: nn.Module | None = None
