@@ -1,6 +1,5 @@
 /* Vectors of floats for the kernels of this folder, in the vector extension that GCC and Clang share: they become the
- * processor's own where it has them. And products and transposes of small matrices, and bfloat16, which C does not know.
- */
+ * processor's own where it has them. And products and transposes of small matrices, and bfloat16, which C lacks. */
 #ifndef RESTORE_VECTOR_H
 #define RESTORE_VECTOR_H
 
@@ -178,18 +177,20 @@ INLINE void multiply(float *out, const float *init, const float *each, const flo
 #undef BLOCKS
 }
 
-/* out (columns, rows) = in (rows, columns) transposed, both with room for whole vectors in their rows: the last vector of
- * a row of out ends with zeros. Blocks of LANES x LANES, by shuffles that exchange one bit of row and column each. */
-static __attribute__((noinline, unused)) void transpose(float *out, int64_t out_pitch, const float *in, int64_t in_pitch,
-                                                        int64_t rows, int64_t columns)
+/* out (columns, rows) = in (rows, columns) transposed, both with room for whole vectors in their rows: the last vector
+ * of a row of out ends with zeros. Blocks of LANES x LANES, by shuffles that exchange one bit of row and column each. */
+static __attribute__((noinline, unused)) void transpose(float *out, int64_t out_pitch, const float *in,
+                                                        int64_t in_pitch, int64_t rows, int64_t columns)
 {
     for (int64_t i = 0; i < rows; i += LANES)
         for (int64_t j = 0; j < columns; j += LANES) {
             vec a[LANES], b[LANES];
             for (int n = 0; n < LANES; ++n) a[n] = i + n < rows ? load(in + (i + n) * in_pitch + j) : splat(0.0f);
             for (int half = 1; half < LANES; half *= 2) {
-                for (int n = 0; n < LANES; ++n)
-                    b[n] = n % 2 ? SECOND_HALVES(a[n / 2], a[n / 2 + LANES / 2]) : FIRST_HALVES(a[n / 2], a[n / 2 + LANES / 2]);
+                for (int n = 0; n < LANES / 2; ++n) {
+                    b[2 * n] = FIRST_HALVES(a[n], a[n + LANES / 2]);
+                    b[2 * n + 1] = SECOND_HALVES(a[n], a[n + LANES / 2]);
+                }
                 for (int n = 0; n < LANES; ++n) a[n] = b[n];
             }
             for (int n = 0; n < LANES; ++n)
