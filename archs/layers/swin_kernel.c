@@ -1,6 +1,6 @@
 /* A whole Swin block, forward and backward, in one pass over the image: of a window everything between input and output
- * stays in the caches. The backward pass computes the window anew, which takes less time than to write and read all that
- * it needs.
+ * stays in the caches. The backward pass computes the window anew, which takes no more time than to write and read all
+ * that it needs.
  *
  * Images x, y, gx, gy are (M, H, W, C), dense, float or bfloat16; weights are float, as nn.Linear holds them. The layer
  * norms are without gain and shift: those are part of the linear layers that follow. Each of the two branches of an
@@ -128,7 +128,8 @@ static int64_t lay_out(float *memory, float **parts, const int64_t *sizes, int c
 static int64_t lay_gradients(Gradients *to, float *memory, const Shape *s)
 {
     const int64_t C = s->heads * s->D, N = s->side * s->side, F = s->hidden;
-    const int64_t sizes[] = {C * PITCH(3 * C), 3 * C, C * PITCH(C), C, s->heads * N * N, C * PITCH(F), F, F * PITCH(C), C};
+    const int64_t sizes[] = {C * PITCH(3 * C), 3 * C, C * PITCH(C), C, s->heads * N * N,
+                             C * PITCH(F), F, F * PITCH(C), C};
     return lay_out(memory, (float **)to, sizes, 9);
 }
 
@@ -166,8 +167,8 @@ INLINE void first_branch(const Space *m, const Weights *w, float factor, const W
     for (int64_t h = 0; h < s->heads; ++h) {
         const float *q = m->wide + h * D * width;
         float *share = m->share + h * step;
-        attend(m->y + h * D * width, share, share + N * width, q, q + part, q + 2 * part, w->position + h * N * N, window,
-               D, N, width);
+        attend(m->y + h * D * width, share, share + N * width, q, q + part, q + 2 * part, w->position + h * N * N,
+               window, D, N, width);
     }
     multiply(m->sum, 0, w->project_bias, w->project, C, 1, m->y, C, C, width);
     add(m->x, factor, m->sum, part);
@@ -218,7 +219,13 @@ static __attribute__((noinline)) void block_backward(const Space *m, const Gradi
                                                      const float *factor, const Window *window, const Shape *s,
                                                      const int64_t tokens)
 {
-#define BLOCK(N)                                                                                    {                                                                                                   const int64_t width = ROUND_UP(N, LANES);                                                       if (factor[0] != 0) first_branch(m, w, factor[0], window, s, N, width);                         if (factor[1] != 0) second_backward(m, to, w, factor[1], s, N, width);                          if (factor[0] != 0) first_backward(m, to, w, factor[0], s, N, width);                       }
+#define BLOCK(N)                                                                    \
+    {                                                                               \
+        const int64_t width = ROUND_UP(N, LANES);                                   \
+        if (factor[0] != 0) first_branch(m, w, factor[0], window, s, N, width);     \
+        if (factor[1] != 0) second_backward(m, to, w, factor[1], s, N, width);      \
+        if (factor[0] != 0) first_backward(m, to, w, factor[0], s, N, width);       \
+    }
     DISPATCH(tokens, BLOCK)
 #undef BLOCK
 }

@@ -20,8 +20,8 @@ void NAME(swin_forward)(const T *x, Weights w, const float *factors, T *y, Shape
 
 /* gradients (threads, swin_gradient_floats) must be zero on entry: every thread adds to its own. space: (threads,
  * swin_space_floats), of any content. */
-void NAME(swin_backward)(const T *x, const T *gy, Weights w, const float *factors, T *gx, float *gradients, float *space,
-                         Shape s, int threads)
+void NAME(swin_backward)(const T *x, const T *gy, Weights w, const float *factors, T *gx, float *gradients,
+                         float *space, Shape s, int threads)
 {
     EACH_WINDOW
 #pragma omp parallel num_threads(threads)

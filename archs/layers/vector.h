@@ -1,6 +1,5 @@
 /* Vectors of floats for the kernels of this folder, in the vector extension that GCC and Clang share: they become the
- * processor's own where it has them. And products and transposes of small matrices, and bfloat16, which C does not know.
- */
+ * processor's own where it has them. And products and transposes of small matrices, and bfloat16, which C lacks. */
 #ifndef RESTORE_VECTOR_H
 #define RESTORE_VECTOR_H
 
@@ -46,6 +45,17 @@ INLINE vec smaller(vec a, vec b) { return choose(a < b, a, b); }
 #endif
 INLINE ivec within(ivec i, int32_t low, int32_t high) { return choose_int(i < low, i - i + low, choose_int(i > high, i - i + high, i)); }
 
+/* 1 / x to rounding, for x far from the largest and the smallest numbers. */
+INLINE vec reciprocal(vec x)
+{
+#if LANES == 16 /* a division takes as long as 16 other operations: an estimate, and a step of Newton's */
+    const vec near = (vec)_mm512_rcp14_ps((__m512)x);
+    return near * (splat(2.0f) - x * near);
+#else
+    return splat(1.0f) / x;
+#endif
+}
+
 /* Every second float, from the first (0) or the second (1) on, of two vectors in a row. */
 #if LANES == 16
 #define SECONDS(a, b, s) __builtin_shufflevector(a, b, s, s + 2, s + 4, s + 6, s + 8, s + 10, s + 12, s + 14, s + 16, \
@@ -77,7 +87,7 @@ INLINE void fourths(const float *p, vec *v)
 #define SECOND_HALVES(a, b) __builtin_shufflevector(a, b, 2, 6, 3, 7)
 #endif
 
-/* e^x for x <= 0, to 3e-7 of its value; what would be less than 1e-37 is 1e-37, and NaN stays NaN. */
+/* e^x for x <= 0, to 4e-7 of its value; what would be less than 1e-37 is 1e-37, and NaN stays NaN. */
 INLINE vec exponential(vec x)
 {
     x = larger(splat(-86.0f), x);
@@ -104,7 +114,7 @@ INLINE vec normal_share(vec x)
     p = p * u + splat(4.6279584e-3f), q = q * u + splat(2.81385253e-2f);
     p = p * u + splat(3.29352817e-2f), q = q * u + splat(0.249222738f);
     p = p * u + splat(0.398942254f), q = q * u + splat(1.0f);
-    return splat(0.5f) + near * (p / q);
+    return splat(0.5f) + near * p * reciprocal(q);
 }
 
 /* The exact GELU, and its derivative given Phi(x). */
@@ -249,18 +259,19 @@ APART void product(float *out, const float *init, const float *a, int64_t a_row,
     if (r < rows) multiply(out, init, 0, a, a_row, a_inner, b, rows, inner, width);
 }
 
-/* out (columns, rows) = in (rows, columns) transposed, both with room for whole vectors in their rows: the last vector of
- * a row of out ends with zeros. Blocks of LANES x LANES, by shuffles that exchange one bit of row and column each. */
-APART void transpose(float *out, int64_t out_pitch, const float *in, int64_t in_pitch,
-                                                        int64_t rows, int64_t columns)
+/* out (columns, rows) = in (rows, columns) transposed, both with room for whole vectors in their rows: the last vector
+ * of a row of out ends with zeros. Blocks of LANES x LANES, by shuffles that exchange one bit of row and column each. */
+APART void transpose(float *out, int64_t out_pitch, const float *in, int64_t in_pitch, int64_t rows, int64_t columns)
 {
     for (int64_t i = 0; i < rows; i += LANES)
         for (int64_t j = 0; j < columns; j += LANES) {
             vec a[LANES], b[LANES];
             for (int n = 0; n < LANES; ++n) a[n] = i + n < rows ? load(in + (i + n) * in_pitch + j) : splat(0.0f);
             for (int half = 1; half < LANES; half *= 2) {
-                for (int n = 0; n < LANES; ++n)
-                    b[n] = n % 2 ? SECOND_HALVES(a[n / 2], a[n / 2 + LANES / 2]) : FIRST_HALVES(a[n / 2], a[n / 2 + LANES / 2]);
+                for (int n = 0; n < LANES / 2; ++n) {
+                    b[2 * n] = FIRST_HALVES(a[n], a[n + LANES / 2]);
+                    b[2 * n + 1] = SECOND_HALVES(a[n], a[n + LANES / 2]);
+                }
                 for (int n = 0; n < LANES; ++n) a[n] = b[n];
             }
             for (int n = 0; n < LANES; ++n)

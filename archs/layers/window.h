@@ -4,8 +4,8 @@
  * Windows lie on the image rolled by -shift in both directions. There the last row and the last column of windows hold
  * pixels of opposite borders, which do not see each other: their logits get -100, as published.
  *
- * A window is held as (channels, width): its tokens in the lanes of vectors, width of them with those that fill the last
- * one up. So a head is computed with queries in the lanes, maximum and sum of a softmax are as vectorised as the
+ * A window is held as (channels, width): its tokens in the lanes of vectors, width of them with those that fill up the
+ * last. So a head is computed with queries in the lanes, maximum and sum of a softmax are as vectorised as the
  * products, and its logits (16 KB for 8 x 8) stay in the first-level cache.
  */
 #ifndef RESTORE_WINDOW_H
@@ -28,7 +28,8 @@ typedef struct {
 
 INLINE void place(Window *window, int64_t row, int64_t column, const Shape *s)
 {
-    const int last_row = s->shift && (row + 1) * s->side == s->H, last_column = s->shift && (column + 1) * s->side == s->W;
+    const int last_row = s->shift && (row + 1) * s->side == s->H;
+    const int last_column = s->shift && (column + 1) * s->side == s->W;
     window->mixed = last_row || last_column;
     for (int64_t i = 0; i < s->side; ++i)
         for (int64_t j = 0; j < s->side; ++j) {
@@ -78,7 +79,8 @@ INLINE void exponentials(float *s, float *inverse, int64_t keys, const int64_t w
 }
 
 /* Bias and mask of one head, (N keys, width queries): the bias itself where that is all. */
-INLINE const float *initial(float *scratch, const float *bias, const Window *window, const int64_t N, const int64_t width)
+INLINE const float *initial(float *scratch, const float *bias, const Window *window, const int64_t N,
+                            const int64_t width)
 {
     if (N == width && !window->mixed) return bias;
     for (int64_t j = 0; j < N; ++j)
@@ -94,9 +96,10 @@ INLINE void scale_queries(float *q, int64_t channels, int64_t D, const int64_t w
     for (int64_t i = 0; i < channels * width; i += LANES) store(q + i, scale * load(q + i));
 }
 
-/* How queries of a head (D, width) share their attention among the keys: share (N, width), to be multiplied by inverse. */
-INLINE void shares(float *share, float *inverse, const float *q, const float *k, const float *bias, const Window *window,
-                   int64_t D, const int64_t N, const int64_t width)
+/* How queries of a head (D, width) share their attention among the keys: share (N, width), still to be multiplied by
+ * inverse. */
+INLINE void shares(float *share, float *inverse, const float *q, const float *k, const float *bias,
+                   const Window *window, int64_t D, const int64_t N, const int64_t width)
 {
     ARRAY(scratch, N * width);
     multiply(share, initial(scratch, bias, window, N, width), 0, k, 1, width, q, N, D, width);

@@ -1,6 +1,6 @@
 /* Pixels of a window in images of one storage type; included once per type, see both_types.h. */
 
-/* C of the channels of a window's pixels as (C, width) with zeros where padded; `pitch` channels from pixel to pixel. */
+/* C of a window's channels as (C, width) with zeros where padded; `pitch` channels lie from pixel to pixel. */
 INLINE void NAME(take)(float *out, const T *image, int64_t pitch, const Window *window, int64_t C, const int64_t N,
                        const int64_t width)
 {
