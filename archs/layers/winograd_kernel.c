@@ -87,7 +87,8 @@ INLINE int64_t distance(int64_t width) { return (ROUND_UP(TILES * width, 16) / 1
 /* A pixel, or zeros outside of the image. */
 INLINE vec pixel(const float *image, int64_t y, int64_t x, int64_t c, int64_t width, const Shape *s)
 {
-    return (uint64_t)y < (uint64_t)s->H && (uint64_t)x < (uint64_t)s->W ? load(image + (y * s->W + x) * width + c) : splat(0.0f);
+    const int inside = (uint64_t)y < (uint64_t)s->H && (uint64_t)x < (uint64_t)s->W;
+    return inside ? load(image + (y * s->W + x) * width + c) : splat(0.0f);
 }
 
 /* The inputs of a block of tiles, spread: v[place][tile][channel]. */
@@ -117,7 +118,8 @@ static void spread_block(float *v, const float *x, int64_t first, int64_t tiles,
 }
 
 /* Products to outputs: y of a block of tiles. K may be less than a vector. */
-static void gather_block(float *y, const float *m, const float *bias, int64_t first, int64_t tiles, int64_t KP, const Shape *s)
+static void gather_block(float *y, const float *m, const float *bias, int64_t first, int64_t tiles, int64_t KP,
+                         const Shape *s)
 {
     const int64_t apart = distance(KP);
     for (int64_t t = 0; t < tiles; ++t) {
@@ -143,7 +145,8 @@ static void gather_block(float *y, const float *m, const float *bias, int64_t fi
 }
 
 /* Gradients of outputs to those of products, m[place][tile][k], zero beyond K; gbias adds the gradients up. */
-static void scatter_block(float *m, float *gbias, const float *gy, int64_t first, int64_t tiles, int64_t KP, const Shape *s)
+static void scatter_block(float *m, float *gbias, const float *gy, int64_t first, int64_t tiles, int64_t KP,
+                          const Shape *s)
 {
     const int64_t apart = distance(KP);
     for (int64_t t = 0; t < tiles; ++t) {
@@ -184,7 +187,8 @@ void winograd_forward(const float *x, const float *u, const float *bias, float *
             const int64_t here = tiles - first < TILES ? tiles - first : TILES;
             spread_block(v, x, first, here, &s);
             for (int64_t place = 0; place < PLACES; ++place)
-                product(m + place * distance(KP), 0, v + place * distance(s.C), s.C, 1, u + place * s.C * KP, here, s.C, KP);
+                product(m + place * distance(KP), 0, v + place * distance(s.C), s.C, 1, u + place * s.C * KP, here, s.C,
+                        KP);
             gather_block(y, m, bias, first, here, KP, &s);
         }
         free(v);
