@@ -1,4 +1,4 @@
-"""Networks and kernels on an NVIDIA card: python -m bench.gpu [stdan stdan_s ...] [--json FILE].
+"""Networks and kernels on an NVIDIA card: python -m bench.gpu [stdan stdan_freq_s ...] [--json FILE].
 
 First the card's limits, measured in the same run: the rate of a plain 3x3 convolution (64 -> 64, 256 x 448,
 channels-last) in each precision, and of copying memory. Then networks, one window of 4 x 64 x 112 -> 7 x 256 x 448 in
@@ -191,7 +191,7 @@ def _rows(names: Sequence[str], device: torch.device, runs: int) -> Iterator[Row
 def main(argv: Sequence[str] | None = None) -> int:
     """Print one line a row; 2 where there is no card."""
     parser = argparse.ArgumentParser(prog="python -m bench.gpu", description="Networks and kernels on an NVIDIA card.")
-    parser.add_argument("networks", nargs="*", default=["stdan", "stdan_s"])
+    parser.add_argument("networks", nargs="*", default=["stdan", "stdan_s", "stdan_freq_s"])
     parser.add_argument("--runs", type=int, default=10)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there, too")
     arguments = parser.parse_args(argv)

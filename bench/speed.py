@@ -1,4 +1,4 @@
-"""Time of networks on this machine: python -m bench.speed [stdan stdan_s ...] [--precision bf16] [--threads 2].
+"""Time of networks on this machine: python -m bench.speed [stdan stdan_freq_s ...] [--precision bf16] [--threads 2].
 
 One window of 4 x 64 x 112 -> 7 x 256 x 448, best of several runs, beside a plain 3x3 convolution of the same run
 (64 -> 64 channels, 256 x 448, channels-last): quote ratios, since machines are shared and noisy. Names are entries of
@@ -49,7 +49,7 @@ def measure(name: str, precision: str, runs: int, rate: float, size: tuple[int, 
 def main() -> None:
     """Print one JSON line a network and precision."""
     parser = argparse.ArgumentParser(description="Time of networks on this machine.")
-    parser.add_argument("networks", nargs="*", default=["stdan", "stdan_s"])
+    parser.add_argument("networks", nargs="*", default=["stdan", "stdan_s", "stdan_freq_s"])
     parser.add_argument("--precision", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16"])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--size", default="64x112", help="of the input, HxW")

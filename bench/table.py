@@ -72,7 +72,7 @@ def render(result: Row) -> str:
 def main(argv: list[str] | None = None) -> None:
     """Measure, print the table, write the JSON."""
     parser = argparse.ArgumentParser(description="Speed of networks, DCNv2 and a training step, as ratios.")
-    parser.add_argument("networks", nargs="*", default=["stdan", "stdan_s"])
+    parser.add_argument("networks", nargs="*", default=["stdan", "stdan_s", "stdan_freq_s"])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--size", default="64x112", help="of the networks' input, HxW")
     parser.add_argument("--crop", type=int, default=32, help="pixels of the training step's input")

@@ -27,7 +27,7 @@ from restore import manifest
 Network = TypeVar("Network", bound=nn.Module)
 
 WEIGHTS = Path(__file__).with_name("weights")  # networks that ship with the package
-DEFAULT_MODEL = "stdan_s"
+DEFAULT_MODEL = "stdan_freq_s"
 
 
 class CheckpointError(ValueError):

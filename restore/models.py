@@ -40,7 +40,7 @@ class Task:
 _NO_TIME, _NO_SPACE = (f"with {key}: 1 in network_g and both data sets" for key in ("time_scale", "scale"))
 _JOINT = "options/deblur_sr_sample.yml"
 TASKS: dict[str, Task] = {
-    "sr": Task(4, 2, "small frames -> large ones and those in between", "options/stdan_s.yml"),
+    "sr": Task(4, 2, "small frames -> large ones and those in between", "options/stdan_freq_s.yml"),
     "upscale": Task(4, 1, "small frames -> large ones", f"options/sample.yml {_NO_TIME}"),
     "interpolate": Task(1, 2, "frames -> these and those in between", f"options/sample.yml {_NO_SPACE}"),
     "deblur": Task(1, 1, "blurred frames -> sharp ones", "options/deblur_sample.yml"),

@@ -26,6 +26,7 @@ void NAME(swin_backward)(const T *x, const T *gy, Weights w, const float *factor
     EACH_WINDOW
 #pragma omp parallel num_threads(threads)
     {
+        const unsigned tiny = ignore_tiny();
         Gradients to;
         Space m;
         lay_gradients(&to, gradients + omp_get_thread_num() * swin_gradient_floats(s), &s);
@@ -38,6 +39,7 @@ void NAME(swin_backward)(const T *x, const T *gy, Weights w, const float *factor
             block_backward(&m, &to, &w, factor, &window, &s, tokens);
             NAME(put)(gx + C * image, C, m.gy, &window, C, tokens, width);
         }
+        count_tiny(tiny);
     }
 }
 #undef OF_WINDOW

@@ -55,6 +55,7 @@ void NAME(window_backward)(const T *qkv, const float *bias, const T *gy, T *gqkv
     EACH_WINDOW
 #pragma omp parallel num_threads(threads)
     {
+        const unsigned tiny = ignore_tiny();
         float *mine = gbias + omp_get_thread_num() * s.heads * tokens * tokens;
 #pragma omp for schedule(static)
         for (int64_t n = 0; n < all; ++n) {
@@ -64,5 +65,6 @@ void NAME(window_backward)(const T *qkv, const float *bias, const T *gy, T *gqkv
             DISPATCH(tokens, BACKWARD)
 #undef BACKWARD
         }
+        count_tiny(tiny);
     }
 }
