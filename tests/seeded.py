@@ -74,9 +74,16 @@ def golden(name: str) -> dict[str, Tensor]:
     return load_file(GOLDEN / f"{name}.safetensors")
 
 
-def assert_match(result: Tensor, expected: Tensor) -> None:
-    """The same numbers but for rounding, which may flip the choice of a tap at a handful of pixels."""
+def assert_match(result: Tensor, expected: Tensor, *, flipped: float = 0.001) -> None:
+    """The same numbers but for rounding, which may flip the choice of a tap at a handful of pixels.
+
+    Attention carries what a flip changes over the windows around it: the share ``flipped`` of the values. More than a
+    thousandth is for small images, where the typical value has to agree the better.
+    """
     assert result.shape == expected.shape
     error = (result - expected).abs()
-    assert error.mean() <= 2e-5, f"mean error {error.mean():.2e}"
-    assert (error <= 1e-3).float().mean() >= 0.999, f"{(error > 1e-3).sum()} of {error.numel()} values differ"
+    if flipped > 0.001:
+        assert error.median() <= 4e-6, f"median error {error.median():.2e}"
+    else:
+        assert error.mean() <= 2e-5, f"mean error {error.mean():.2e}"
+    assert (error <= 1e-3).float().mean() >= 1 - flipped, f"{(error > 1e-3).sum()} of {error.numel()} values differ"

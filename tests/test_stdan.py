@@ -77,7 +77,7 @@ def test_gradients(published):
     assert len(norms) == 838
     published.zero_grad()
     result = published(uniform(*INPUTS["a"]))
-    assert_match(result.detach()[..., ::5, ::5], golden("stdan")["a.y"])
+    assert_match(result.detach()[..., ::5, ::5], golden("stdan")["a.y"], flipped=0.05)
     loss = CharbonnierLoss(reduction="sum")(result, uniform(*TRUTH_A))
     assert_close(loss.detach(), golden("stdan")["a.loss"][0], rtol=1e-5, atol=0)
     loss.backward()
